@@ -1,0 +1,7 @@
+extern crate self as millpond;
+pub mod bufs;
+pub mod conf;
+pub mod error;
+pub mod pipe;
+pub mod protocol;
+pub mod template;
