@@ -286,6 +286,7 @@ mod tests {
             "Content-Length: +5\r\n",
             "Content-Length:\r\n",
             "Content-Length: 18446744073709551616\r\n",
+            "Content-Length: 99999999999999999999\r\n",
             "Transfer-Encoding: chunked\r\nContent-Length : 5\r\n",
             "Transfer-Encoding: chunked\r\nX: a\r\n b: c\r\n",
             "Transfer-Encoding: chunked\r\nno colon\r\n",

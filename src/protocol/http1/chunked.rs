@@ -143,10 +143,10 @@ impl Chunked {
     }
 
     fn digit(&mut self, byte: u8) -> Result<State> {
-        self.digits += 1;
-        if self.digits > MAX_DIGITS {
+        if self.digits == MAX_DIGITS {
             return Err(invalid_body("a chunk size that is too large"));
         }
+        self.digits += 1;
         let digit = match byte {
             b'0'..=b'9' => byte - b'0',
             _ => (byte | 0x20) - b'a' + 10,

@@ -153,10 +153,10 @@ impl Codec for Http1Codec {
 
 impl Http1Codec {
     fn interim(&mut self, head: Head, len: usize) -> Result<Parsed> {
-        self.interim += 1;
-        if self.interim > MAX_INTERIM {
+        if self.interim == MAX_INTERIM {
             return Err(invalid_header(format!("more than {MAX_INTERIM} interim answers")));
         }
+        self.interim += 1;
         Ok(Parsed::Interim(head.response, len))
     }
 

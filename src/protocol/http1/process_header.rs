@@ -76,6 +76,7 @@ pub(super) fn parse(block: &Bytes) -> Result<Head> {
     let mut slots = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut []);
     match ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, block, &mut slots) {
+        // Should the two ideas of where a header ends ever differ, the body must not begin at either.
         Ok(Status::Complete(end)) if end == block.len() => {}
         Ok(_) => return Err(invalid_header("a malformed header")),
         Err(error) => return Err(malformed(error)),
