@@ -104,3 +104,6 @@ fn merge_under(value: &mut Value, defaults: &Value) {
 fn settings(value: &Value) -> Value {
     if value.is_null() { Value::Object(Map::new()) } else { value.clone() }
 }
+
+#[cfg(test)]
+mod tests;
