@@ -19,6 +19,8 @@ pub(super) struct Area {
     pub(super) live: usize,
     /// May more bytes still be read into it?
     pub(super) open: bool,
+    /// Has the client some of it, and not accepted it?
+    pub(super) with_client: bool,
     /// Was it taken to read the file back into?
     pub(super) read_back: bool,
     /// The spare capacity behind the bytes; without any, still the handle by which the allocation is used again.

@@ -39,6 +39,8 @@ mod simulator;
 mod slots;
 mod spool;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use limits::Limits;
 pub use spool::{Spool, SpoolReader};

@@ -54,7 +54,7 @@ pub(super) struct State {
     spare: Option<BytesMut>,
     /// Blocks to ask for at once: it doubles while reads fill what they are given.
     growth: usize,
-    /// Counted for chunks to be pushed.
+    /// Counted for what is written next.
     credit: usize,
 
     queue: VecDeque<Chunk>,
@@ -65,6 +65,10 @@ pub(super) struct State {
     /// Area and length of what the client was given and has not accepted.
     handed: Vec<(usize, usize)>,
     handed_bytes: usize,
+    /// Capacity of the areas these bytes are in.
+    busy: usize,
+    /// The part of it that was not taken from the reserve.
+    pinned: usize,
 
     /// Free memory kept for reading back.
     reserve: usize,
@@ -126,6 +130,8 @@ impl State {
             ready: VecDeque::new(),
             handed: Vec::new(),
             handed_bytes: 0,
+            busy: 0,
+            pinned: 0,
             reserve: 0,
             read_back: 0,
             write_job: None,
@@ -204,15 +210,25 @@ impl State {
             self.read_back -= capacity;
         }
         if self.file_in_use() {
-            let missing = self.reserve_goal().saturating_sub(self.reserve + self.read_back);
-            let kept = missing.min(capacity);
-            self.reserve += kept;
-            self.memory.release(capacity - kept);
+            self.keep(capacity);
         } else if self.spare.is_none() && self.may_read() && capacity >= self.sizes.block && fit(&mut rest, capacity) {
             self.spare = Some(rest);
         } else {
             self.memory.release(capacity);
         }
+    }
+
+    /// While the file is in use, freed memory goes to the reserve first. Then one block stays for reading on, whatever
+    /// other responses need; the rest is let go.
+    fn keep(&mut self, capacity: usize) {
+        let for_the_file = self.reserve + self.read_back;
+        let reserved = self.reserve_goal().saturating_sub(for_the_file).min(capacity);
+        self.reserve += reserved;
+        let left = capacity - reserved;
+        let for_reading = self.memory.held().saturating_sub(for_the_file + self.pinned + capacity);
+        let kept = if self.may_read() { left.min(self.sizes.block.saturating_sub(for_reading)) } else { 0 };
+        self.credit += kept;
+        self.memory.release(left - kept);
     }
 
     fn may_read(&self) -> bool {
@@ -225,14 +241,15 @@ impl State {
         }
     }
 
-    /// How much memory should be for reading back, in the reserve and out of it. Who has one block only halves it.
+    /// How much memory should be for reading back, in the reserve and out of it. Who has but one block that is not with the
+    /// client only halves it.
     fn reserve_goal(&self) -> usize {
         let block = self.sizes.block;
-        if self.memory.held() < 2 * block {
-            return self.half_block();
+        let blocks = self.memory.held().saturating_sub(self.pinned) / block;
+        match blocks {
+            0 | 1 => self.half_block(),
+            _ => (self.sizes.busy / block).min(blocks / 4).max(1) * block,
         }
-        let quarter = self.memory.max() / block / 4;
-        (self.sizes.busy / block).min(quarter).max(1) * block
     }
 
     fn half_block(&self) -> usize {
@@ -266,11 +283,12 @@ impl State {
 }
 
 impl Sizes {
-    /// A write holds the largest area, an area has two halves, and something can always be handed out: then no
-    /// combination of numbers can get stuck.
+    /// A write holds the largest area, an area has two halves, something can always be handed out, and the client cannot
+    /// have it all: then no combination of numbers gets stuck.
     fn new(conf: &PipeConf) -> Self {
         let block = if conf.buffering { conf.buffers_size } else { conf.buffer_size }.max(2);
         let write = conf.temp_file_write_size.max(block);
+        let all_but_one = conf.buffers_number.saturating_sub(1).max(1);
         let growth_max = match conf.buffering {
             true => (conf.buffers_number / 2).min(AREA_MAX.min(write) / block).clamp(1, 4),
             false => 1,
@@ -278,7 +296,7 @@ impl Sizes {
         Sizes {
             block,
             growth_max,
-            busy: if conf.buffering { conf.busy_buffers_size.max(1) } else { usize::MAX },
+            busy: if conf.buffering { conf.busy_buffers_size.clamp(1, all_but_one * block) } else { usize::MAX },
             file_max: if conf.buffering { conf.max_temp_file_size } else { 0 },
             write,
             buffering: conf.buffering,

@@ -41,8 +41,11 @@ impl State {
     pub(in crate::pipe) fn accepted(&mut self) {
         self.client_had_turn = false;
         self.handed_bytes = 0;
+        self.busy = 0;
+        self.pinned = 0;
         let mut handed = std::mem::take(&mut self.handed);
         for (area, len) in handed.drain(..) {
+            self.areas.at(area).with_client = false;
             self.release(area, len);
         }
         self.handed = handed;
@@ -114,11 +117,22 @@ impl State {
         }
     }
 
+    /// Like nginx, `busy_buffers_size` counts whole areas, so that it bounds what a stalled client can keep from being
+    /// spilled; but one area goes out, in pieces, however large it is.
     fn hand(&mut self, chunks: &mut VecDeque<Chunk>, bufs: &mut Bufs) {
         while let Some(chunk) = chunks.front_mut() {
+            let area = self.areas.at(chunk.area);
+            if !area.with_client && self.busy > 0 && self.busy + area.capacity > self.sizes.busy {
+                return;
+            }
             let n = chunk.len().min(self.sizes.busy.saturating_sub(self.handed_bytes));
             if n == 0 {
                 return;
+            }
+            if !area.with_client {
+                area.with_client = true;
+                self.busy += area.capacity;
+                self.pinned += if area.read_back { 0 } else { area.capacity };
             }
             bufs.push(chunk.split_to(n));
             self.handed.push((chunk.area, n));

@@ -41,14 +41,10 @@ impl State {
         if self.lent.is_some() {
             self.seal();
         }
-        self.memory.release(std::mem::take(&mut self.credit));
         self.reuse_filling();
-        if self.filling.is_none() {
-            match self.more_memory(true) {
-                Room::Granted(n) => {
-                    let rest = self.spare.take().unwrap_or_else(|| BytesMut::with_capacity(n));
-                    self.open(n, rest);
-                }
+        if self.filling.is_none() && !self.reuse_spare() {
+            match self.more_memory() {
+                Room::Granted(n) => self.open(n, BytesMut::with_capacity(n)),
                 Room::AfterTheClient => return Room::AfterTheClient,
                 Room::Wait => return Room::Wait,
             }
@@ -81,7 +77,7 @@ impl State {
             if self.filling.is_some_and(|id| self.areas.at(id).live == 0) {
                 self.seal();
             }
-            match self.more_memory(false) {
+            match self.more_memory() {
                 Room::Granted(n) => self.credit = n,
                 wait => return wait,
             }
@@ -131,7 +127,7 @@ impl State {
     }
 
     fn open(&mut self, capacity: usize, rest: BytesMut) {
-        let area = Area { capacity, live: 0, open: true, read_back: false, rest };
+        let area = Area { capacity, open: true, rest, ..Area::default() };
         self.filling = Some(self.areas.insert(area));
     }
 
@@ -146,6 +142,13 @@ impl State {
         if area.rest.capacity() < (area.capacity / 8).max(1) {
             self.seal();
         }
+    }
+
+    /// Take the free area, if it is as large as the next one should be.
+    fn reuse_spare(&mut self) -> bool {
+        let large = if self.growth > 1 { self.growth * self.sizes.block } else { 0 };
+        let spare = self.spare.take_if(|spare| spare.capacity() >= large);
+        spare.map(|rest| self.open(rest.capacity(), rest)).is_some()
     }
 
     /// Do reads fill what they are given?
@@ -208,14 +211,13 @@ impl State {
         self.memory.take(n - granted);
     }
 
-    /// Memory for the next bytes, if need be by writing earlier ones to the file. `spare` says whether the free area may
-    /// serve: it is then left in its place, for the caller.
-    fn more_memory(&mut self, spare: bool) -> Room<usize> {
+    /// Memory for the next bytes, if need be by writing earlier ones to the file.
+    fn more_memory(&mut self) -> Room<usize> {
         if self.file_in_use() && self.memory.held() + self.sizes.write > self.memory.max() {
             // The client is behind: make room in time, so that reading need not stop for the disk.
             self.start_spill();
         }
-        if let Some(n) = self.acquire(spare) {
+        if let Some(n) = self.acquire() {
             return Room::Granted(n);
         }
         if self.may_spill() && !self.file_in_use() && !self.client_had_turn && !self.queue.is_empty() {
@@ -230,15 +232,15 @@ impl State {
         }
     }
 
-    fn acquire(&mut self, spare: bool) -> Option<usize> {
-        let block = self.sizes.block;
-        let large = self.growth * block;
-        match &self.spare {
-            Some(area) if spare && (area.capacity() >= large || self.growth == 1) => return Some(area.capacity()),
-            _ => self.drop_spare(),
+    fn acquire(&mut self) -> Option<usize> {
+        let (block, half) = (self.sizes.block, self.half_block());
+        if self.credit >= half {
+            return Some(std::mem::take(&mut self.credit));
         }
-        let half = if self.file_in_use() { self.half_block() } else { block };
-        [large, block, half].into_iter().find(|n| self.memory.try_take(*n))
+        self.memory.release(std::mem::take(&mut self.credit));
+        self.drop_spare();
+        let least = if self.file_in_use() { half } else { block };
+        [self.growth * block, block, least].into_iter().find(|n| self.memory.try_take(*n))
     }
 
     /// When all else is full, reading back can do with half a block.
