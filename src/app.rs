@@ -9,7 +9,6 @@ use crate::metrics::RouteMetrics;
 use crate::peers::Upstream;
 use crate::phases::UpstreamPhases;
 use crate::pipe::Limits;
-use crate::proxy::Proxy;
 use crate::routes::{Route, Service};
 use clap::Parser;
 use pingora_core::server::Server;
@@ -174,7 +173,7 @@ impl Millpond {
                 Ok(upstream) => {
                     upstreams.insert(name.clone(), Arc::new(upstream));
                 }
-                Err(text) => errors.push(ConfError::new(format!("upstreams.{name}.tls"), text, "files that can be read")),
+                Err(text) => errors.push(wrong(format!("upstreams.{name}.tls"), text, "files that can be read")),
             }
         }
         let services =
@@ -203,14 +202,7 @@ impl Millpond {
                 conf: route.clone(),
             }));
         }
-        let mut nowhere = conf::Route::default();
-        nowhere.name = "-".to_owned();
-        let no_route = Arc::new(Route {
-            chain: Arc::new(Chain::new(outer)),
-            upstream: None,
-            metrics: RouteMetrics::new(&conf.name, &nowhere.name),
-            conf: nowhere,
-        });
+        let no_route = Arc::new(nowhere(conf, outer));
         Service { conf: conf.clone(), routes, no_route }
     }
 
@@ -219,7 +211,7 @@ impl Millpond {
         for filter in filters {
             let Some(factory) = self.factories.get(&filter.name) else {
                 let known = self.factories.keys().cloned().collect::<Vec<_>>().join(", ");
-                errors.push(ConfError::new(filter.path.clone(), format!("{:?}", filter.name), format!("one of {known}")));
+                errors.push(wrong(filter.path.clone(), format!("{:?}", filter.name), format!("one of {known}")));
                 continue;
             };
             match factory(&filter.conf) {
@@ -229,7 +221,7 @@ impl Millpond {
                         "" | "." => filter.path.clone(),
                         key => format!("{}.{key}", filter.path),
                     };
-                    errors.push(ConfError::new(key, filter.conf.to_string(), error.text));
+                    errors.push(wrong(key, filter.conf.to_string(), error.text));
                 }
             }
         }
@@ -253,6 +245,25 @@ impl Millpond {
     }
 }
 
+/// The route of requests that match none: the service's filters see their 404, which is sent with the time limits of the
+/// service's first route.
+fn nowhere(service: &conf::Service, filters: Vec<Arc<Filter>>) -> Route {
+    let mut conf = service.routes[0].clone();
+    conf.name = "-".to_owned();
+    conf.upstream = None;
+    Route {
+        chain: Arc::new(Chain::new(filters)),
+        upstream: None,
+        metrics: RouteMetrics::new(&service.name, &conf.name),
+        conf,
+    }
+}
+
+/// An error that the configuration alone could not know of.
+fn wrong(path: String, found: String, expected: impl Into<String>) -> ConfError {
+    ConfError { file: String::new(), path, found, expected: expected.into(), place: None }
+}
+
 /// A configuration turned into what runs.
 struct Built {
     services: Vec<Arc<Service>>,
@@ -263,7 +274,8 @@ fn start(conf: Conf, built: Built, options: Opt) -> Result<Server, String> {
         crate::access_log::open(access_log)
             .map_err(|error| format!("access_log.path: {}: {error}", access_log.path.display()))?;
     }
-    let limits = Limits::new(conf.temp_path.clone(), conf.buffer_memory_max, conf.temp_files_max);
+    let memory_max = usize::try_from(conf.buffer_memory_max).unwrap_or(usize::MAX);
+    let limits = Limits::new(memory_max, conf.temp_files_max, conf.temp_path.clone());
     let mut server = Server::new_with_opt_and_conf(options, conf.server_conf());
     server.bootstrap();
     for service in &built.services {

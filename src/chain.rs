@@ -44,7 +44,7 @@ impl Filter {
     /// Wrap `phases`; `name` is what logs and `millpond_filter_seconds` call it.
     pub fn new<P: UpstreamPhases>(name: impl Into<String>, phases: P) -> Arc<Self> {
         let name = name.into();
-        let times = FilterTimes::new(&name, std::array::from_fn(|hook| HOOK_NAMES[hook]));
+        let times = FilterTimes::new(&name, &HOOK_NAMES);
         Arc::new(Filter { name, phases: Box::new(phases), times })
     }
 }

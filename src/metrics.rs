@@ -193,8 +193,8 @@ impl UpstreamMetrics {
 pub(crate) struct FilterTimes(Vec<Histogram>);
 
 impl FilterTimes {
-    pub(crate) fn new<const N: usize>(filter: &str, phases: [&str; N]) -> Self {
-        FilterTimes(phases.map(|phase| METRICS.filter_seconds.with_label_values(&[filter, phase])).into())
+    pub(crate) fn new(filter: &str, phases: &[&str]) -> Self {
+        FilterTimes(phases.iter().map(|phase| METRICS.filter_seconds.with_label_values(&[filter, *phase])).collect())
     }
 
     pub(crate) fn observe(&self, hook: usize, took: Duration) {

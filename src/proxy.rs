@@ -5,6 +5,7 @@ use crate::bufs::Bufs;
 use crate::chain::Pass;
 use crate::client::deliver::{Source, deliver};
 use crate::client::{ClientBody, linger};
+use crate::conf::{Captures, IgnoredHeader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exchange::process_body::{Fill, ResponseBody, UpstreamReport};
 use crate::exchange::request_body::RequestBody;
@@ -91,15 +92,15 @@ impl Proxy {
         ended
     }
 
-    fn find_route(&self, client: &Client) -> (Arc<Route>, Vec<(String, String)>) {
+    fn find_route(&self, client: &Client) -> (Arc<Route>, Captures) {
         let request = client.req_header();
         let host = request.uri.authority().map(|authority| authority.as_str()).or_else(|| {
             request.headers.get(http::header::HOST).and_then(|host| host.to_str().ok())
         });
         let found = self.service.conf.table.find(without_port(host.unwrap_or("")), request.uri.path(), &request.method);
         match found {
-            Some(found) => (self.service.routes[found.index].clone(), found.captures.into_pairs()),
-            None => (self.service.no_route.clone(), Vec::new()),
+            Some(found) => (self.service.routes[found.index].clone(), found.captures),
+            None => (self.service.no_route.clone(), Captures::default()),
         }
     }
 
@@ -257,7 +258,7 @@ fn without_port(host: &str) -> &str {
 
 /// `X-Accel-*` speak to the proxy, not to the client.
 fn take_accel(pass: &mut Pass<'_>, header: &mut ResponseHeader) {
-    let ignored = pass.session.route().conf.ignore_headers.contains(&crate::conf::IgnoredHeader::XAccelLimitRate);
+    let ignored = pass.session.route().conf.ignore_headers.contains(&IgnoredHeader::XAccelLimitRate);
     if let Some(rate) = header.headers.get("x-accel-limit-rate").filter(|_| !ignored)
         && let Some(rate) = rate.to_str().ok().and_then(|rate| rate.parse().ok())
     {

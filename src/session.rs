@@ -1,5 +1,6 @@
 //! [`Session`]: what a filter sees of a request.
 
+use crate::conf::Captures;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipe::PipeStats;
 use crate::routes::{Route, Service};
@@ -22,7 +23,7 @@ pub struct Session<'a> {
     own_request: Option<Box<RequestHeader>>,
     service: Arc<Service>,
     route: Arc<Route>,
-    captures: Vec<(String, String)>,
+    captures: Captures,
     started: Instant,
     request_id: OnceCell<String>,
     extensions: http::Extensions,
@@ -101,7 +102,7 @@ impl<'a> Session<'a> {
         client: &'a mut pingora_proxy::Session,
         service: Arc<Service>,
         route: Arc<Route>,
-        captures: Vec<(String, String)>,
+        captures: Captures,
         started: Instant,
     ) -> Self {
         Session {
@@ -187,7 +188,7 @@ impl<'a> Session<'a> {
 
     /// What the route's `path_regex` captured: by number (`"1"`) or name.
     pub fn capture(&self, name: &str) -> Option<&str> {
-        self.captures.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.captures.value(name)
     }
 
     /// When the request's header had been read.

@@ -49,16 +49,12 @@ pub enum Variable {
     ServerProtocol,
     /// `$http_NAME`: a header of the request; `_` stands for `-`.
     Http(HeaderName),
-    /// `$sent_http_NAME`: a header of the response; `_` stands for `-`.
-    SentHttp(HeaderName),
     /// The id of the request.
     RequestId,
     /// The response's status.
     Status,
     /// Body bytes sent to the client.
     BodyBytesSent,
-    /// Bytes sent to the client, header included.
-    BytesSent,
     /// Seconds since the request began, with milliseconds.
     RequestTime,
     /// The name of the service.
@@ -83,14 +79,12 @@ pub enum Variable {
     UpstreamResponseTime,
     /// Bytes received from each.
     UpstreamBytesReceived,
-    /// Bytes sent to each.
-    UpstreamBytesSent,
     /// `$1` to `$9` or `$name`: what the route's `path_regex` captured.
     Capture(String),
 }
 
 /// Variables without a free part in their name.
-const NAMES: [(&str, Variable); 25] = [
+const NAMES: [(&str, Variable); 23] = [
     ("remote_addr", Variable::RemoteAddr),
     ("host", Variable::Host),
     ("uri", Variable::Uri),
@@ -102,7 +96,6 @@ const NAMES: [(&str, Variable); 25] = [
     ("request_id", Variable::RequestId),
     ("status", Variable::Status),
     ("body_bytes_sent", Variable::BodyBytesSent),
-    ("bytes_sent", Variable::BytesSent),
     ("request_time", Variable::RequestTime),
     ("service", Variable::Service),
     ("route", Variable::Route),
@@ -115,7 +108,6 @@ const NAMES: [(&str, Variable); 25] = [
     ("upstream_header_time", Variable::UpstreamHeaderTime),
     ("upstream_response_time", Variable::UpstreamResponseTime),
     ("upstream_bytes_received", Variable::UpstreamBytesReceived),
-    ("upstream_bytes_sent", Variable::UpstreamBytesSent),
 ];
 
 /// Where a template finds its values: a request.
@@ -238,9 +230,6 @@ impl Variable {
         if let Some(argument) = name.strip_prefix("arg_").filter(|rest| !rest.is_empty()) {
             return Some(Variable::Arg(argument.to_owned()));
         }
-        if let Some(header) = name.strip_prefix("sent_http_") {
-            return header_name(header).map(Variable::SentHttp);
-        }
         header_name(name.strip_prefix("http_")?).map(Variable::Http)
     }
 }
@@ -319,7 +308,6 @@ impl fmt::Display for Variable {
         match self {
             Variable::Arg(name) => write!(f, "arg_{name}"),
             Variable::Http(name) => write!(f, "http_{}", name.as_str().replace('-', "_")),
-            Variable::SentHttp(name) => write!(f, "sent_http_{}", name.as_str().replace('-', "_")),
             Variable::Capture(name) => f.write_str(name),
             plain => match NAMES.iter().find(|(_, known)| known == plain) {
                 Some((name, _)) => f.write_str(name),
@@ -403,8 +391,8 @@ mod tests {
             assert_eq!(Variable::from_name(name).as_ref(), Some(&variable));
             assert_eq!(variable.to_string(), name);
         }
-        let template = parse("${arg_a}${http_x_a}$$${sent_http_b}${1}").unwrap();
-        assert_eq!(template.to_string(), "${arg_a}${http_x_a}$$${sent_http_b}${1}");
+        let template = parse("${arg_a}${http_x_a}$$${http_b}${1}").unwrap();
+        assert_eq!(template.to_string(), "${arg_a}${http_x_a}$$${http_b}${1}");
         assert_eq!(template.variables().count(), 4);
     }
 

@@ -140,6 +140,7 @@ impl Delivery<'_> {
                 Poll::Ready(Event::Run(run))
             }
             Poll::Pending if self.writer.is_unflushed() => Poll::Ready(Event::Dry),
+            Poll::Pending if body.is_watched() => self.writer.poll_reset(cx).map(Event::Failed),
             Poll::Pending => Poll::Pending,
         }
     }

@@ -124,6 +124,10 @@ impl ClientBody {
             return Poll::Pending;
         }
         let Some(client) = session.client_mut() else { return Poll::Pending };
+        if client.is_http2() && client.response_written().is_some() {
+            // The writer has the stream by now, and watches it.
+            return Poll::Pending;
+        }
         match ready!(pin!(client.downstream_session.read_body_or_idle(false)).poll(cx)) {
             Ok(_) => Poll::Pending,
             Err(error) => Poll::Ready(Err(gone(error))),
@@ -139,6 +143,11 @@ impl ClientBody {
                 self.sender = None;
             }
         }
+    }
+
+    /// Does it matter if the client leaves?
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched
     }
 
     /// Has all of the body been read?
@@ -169,9 +178,7 @@ fn gone(error: Box<pingora_core::Error>) -> Error {
 
 /// What went wrong while reading the request body: the client's framing, or the client's connection.
 fn body_error(error: Box<pingora_core::Error>) -> Error {
-    use pingora_core::protocols::http::v1::body::{INVALID_CHUNK, INVALID_TRAILER_END};
-    let etype = error.etype();
-    if *etype == INVALID_CHUNK || *etype == INVALID_TRAILER_END {
+    if matches!(error.etype().as_str(), "InvalidChunk" | "InvalidTrailerEnd") {
         return Error::because(ErrorKind::BadRequest, "the request body", error);
     }
     gone(error)

@@ -168,6 +168,15 @@ impl ClientWriter {
         }
     }
 
+    /// Ready when an HTTP/2 client resets its stream. HTTP/1 clients are watched where their bodies are read.
+    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        let Protocol::Http2 { stream: Some(stream), .. } = &mut self.protocol else { return Poll::Pending };
+        match ready!(stream.poll_reset(cx)) {
+            Ok(reason) => Poll::Ready(Error::new(ErrorKind::ClientGone, format!("the client reset its stream: {reason}"))),
+            Err(error) => Poll::Ready(reset(error)),
+        }
+    }
+
     /// May something small wait in Pingora's buffer?
     pub(super) fn is_unflushed(&self) -> bool {
         self.unflushed

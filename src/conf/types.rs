@@ -365,6 +365,18 @@ impl Conf {
     }
 }
 
+impl std::str::FromStr for Address {
+    type Err = String;
+
+    /// `IP:PORT` or `unix:PATH`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() => Ok(Address::Unix(path.into())),
+            _ => text.parse().map(Address::Inet).map_err(|_| "expected IP:PORT or unix:PATH".to_owned()),
+        }
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

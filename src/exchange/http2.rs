@@ -149,9 +149,8 @@ impl Http2Wire {
     /// Behind the data: trailers, and whether the end was a clean one.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step>> {
         let Some(session) = &mut self.session else { return Poll::Ready(Ok(Step::Done)) };
-        let trailers = match pin!(session.read_trailers()).poll(cx) {
-            Poll::Ready(trailers) => trailers,
-            Poll::Pending => return self.poll_read_limit(cx, "reading the trailers from"),
+        let Poll::Ready(trailers) = pin!(session.read_trailers()).poll(cx) else {
+            return self.poll_read_limit(cx, "reading the trailers from");
         };
         let clean = session.check_response_end_or_error();
         match (trailers, clean) {

@@ -70,7 +70,7 @@ impl ResponseBody {
 /// The route's buffering, which `X-Accel-Buffering` overrides unless ignored.
 fn pipe_conf(route: &conf::Route, header: &ResponseHeader) -> PipeConf {
     let conf = &route.buffering;
-    let asked = header.headers.get("x-accel-buffering").filter(|_| !route.ignores("x-accel-buffering"));
+    let asked = header.headers.get("x-accel-buffering").filter(|_| !route.ignore_headers.contains(&conf::IgnoredHeader::XAccelBuffering));
     let buffering = match asked.map(|value| value.as_bytes()) {
         Some(value) if value.eq_ignore_ascii_case(b"yes") => true,
         Some(value) if value.eq_ignore_ascii_case(b"no") => false,

@@ -22,7 +22,7 @@ pub(super) async fn upstream_request(
 ) -> Result<RequestHeader> {
     let session = &pass.session;
     let mut request = session.request().clone();
-    let hop_by_hop = headers::strip_hop_by_hop_request(&mut request);
+    let hop_by_hop = headers::strip_hop_by_hop(&mut request);
     request.remove_header(&EXPECT);
     request.remove_header(&http::header::CONTENT_LENGTH);
     keep_upgrade(session, &mut request, &hop_by_hop.upgrade, body)?;
@@ -104,9 +104,8 @@ fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
             let replacement = uri.render(session);
             let (path, query) = split_query(target);
             let rest = match &conf.matches.path {
-                Some(PathMatch::Prefix(prefix)) => path.get(prefix.len()..).unwrap_or_default(),
-                Some(PathMatch::Exact(_) | PathMatch::Regex(_)) => b"",
-                None => path,
+                PathMatch::Prefix(prefix) => path.get(prefix.len()..).unwrap_or_default(),
+                PathMatch::Exact(_) | PathMatch::Regex(_) => b"",
             };
             [replacement.as_bytes(), rest, query].concat()
         }

@@ -101,7 +101,7 @@ pub(crate) struct Connectors {
 
 impl Connectors {
     pub(super) fn new(conf: &conf::Upstream) -> Result<Self, String> {
-        let mut connector = ConnectorOptions::new(conf.keepalive.connections);
+        let mut connector = ConnectorOptions::new(conf.keepalive.connections as usize);
         let mut options = PeerOptions::new();
         let mut client_cert = None;
         if let Some(tls) = &conf.tls {
@@ -117,7 +117,7 @@ impl Connectors {
             conf::HttpVersion::Http2 => ALPN::H2,
             conf::HttpVersion::Auto => ALPN::H2H1,
         };
-        options.max_h2_streams = conf.http2.streams;
+        options.max_h2_streams = conf.http2.streams as usize;
         options.h2_stream_window_size = Some(conf.http2.window);
         options.h2_connection_window_size = Some(connection_window(&conf.http2));
         let idle_timeout = (conf.keepalive.connections > 0).then_some(conf.keepalive.timeout);
@@ -160,5 +160,5 @@ impl Connectors {
 /// So large that all streams together can be stalled by slow clients without blocking one that is not.
 fn connection_window(http2: &conf::Http2) -> u32 {
     const MAX: u32 = (1 << 31) - 1;
-    u32::try_from(http2.streams).unwrap_or(MAX).saturating_mul(http2.window).min(MAX)
+    http2.streams.saturating_mul(http2.window).min(MAX)
 }

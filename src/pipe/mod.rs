@@ -171,6 +171,11 @@ impl PipeWriter {
         self.shared.change(|core| core.state.push(chunk));
     }
 
+    /// Body bytes written so far.
+    pub fn bytes_in(&self) -> u64 {
+        self.shared.look(|core| core.stats().bytes_in)
+    }
+
     /// Ready when nobody will read any more.
     pub fn poll_reader_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.shared.poll_reader_gone(cx)
