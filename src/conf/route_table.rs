@@ -119,7 +119,7 @@ impl RouteTable {
             true => host.to_ascii_lowercase().into(),
             false => host.into(),
         };
-        let suffixes = self.suffixes.iter().filter(|(suffix, _)| host.len() > suffix.len() && host.ends_with(suffix));
+        let suffixes = self.suffixes.iter().filter(|(suffix, _)| host.ends_with(suffix));
         let named = self.exact.get(host.as_ref()).into_iter().chain(suffixes.map(|(_, paths)| paths));
         named.chain([&self.any]).find_map(|paths| paths.find(path, |index| self.allows(index, method)))
     }

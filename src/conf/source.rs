@@ -346,9 +346,9 @@ mod tests {
 
     #[test]
     fn upper_case_names_come_from_the_environment_and_others_stay() {
-        let mut source = Source::from_value(json!({ "a": "${HOST}:${PORT}$x${request_id}", "b": "${PORT}" }), "");
+        let mut source = Source::from_value(json!({ "a": "${HOST}:${PORT}$x${request_id}${x}", "b": "${PORT}" }), "");
         source.expand_env(&env);
-        assert_eq!(source.value, json!({ "a": "app:8080$x${request_id}", "b": 8080 }));
+        assert_eq!(source.value, json!({ "a": "app:8080$x${request_id}${x}", "b": 8080 }));
     }
 
     #[test]
