@@ -23,8 +23,10 @@ struct Checker<'a> {
 impl<'a> Checker<'a> {
     /// `None` if nothing of the value can be used.
     fn value(&mut self, value: Value, schema: &'a Value, path: &str) -> Option<Value> {
-        let Some(schema) = self.variant(&value, schema) else {
-            self.source.error(path, shown(&value), self.expected(schema));
+        // a mapping may be absent, but a key with nothing behind it has more likely lost it
+        let lost = value.is_null() && self.has_mapping(schema);
+        let Some(schema) = self.variant(&value, schema).filter(|_| !lost) else {
+            self.source.error(path, shown(&value), self.expected(schema, lost));
             return None;
         };
         if let Some(complaint) = complaint(&value, schema) {
@@ -99,10 +101,10 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn expected(&self, schema: &'a Value) -> String {
+    fn expected(&self, schema: &'a Value, lost: bool) -> String {
         let mut all: Vec<String> = self.variants(schema).into_iter().filter_map(description).collect();
         all.dedup();
-        all.join(" or ")
+        format!("{}{}", all.join(" or "), if lost { ", {} for an empty one" } else { "" })
     }
 }
 
@@ -182,7 +184,7 @@ fn description(schema: &Value) -> Option<String> {
         "integer" | "number" => Some("a number"),
         "string" => Some("a string"),
         "array" => Some("a list"),
-        "object" => Some("a mapping, {} for an empty one"),
+        "object" => Some("a mapping"),
         _ => None,
     });
     let names: Vec<&str> = names.collect();
@@ -205,6 +207,7 @@ mod tests {
                 "words": { "type": "array", "items": { "enum": ["one", "two"] } },
                 "list": { "type": "array", "items": { "$ref": "#/$defs/Item" } },
                 "free": { "type": "object", "additionalProperties": true },
+                "absent": { "type": ["string", "null"] },
                 "maybe": { "anyOf": [{ "$ref": "#/$defs/Inner" }, { "type": "null" }] },
             },
             "$defs": {
@@ -228,7 +231,7 @@ mod tests {
     #[test]
     fn what_is_right_passes_unchanged() {
         let value = json!({ "size": "16KiB", "count": 3, "word": "one", "list": ["a", { "flag": true }],
-            "free": { "any": [null] }, "maybe": null });
+            "free": { "any": [null] }, "maybe": {}, "absent": null });
         assert_eq!(run(value.clone()), (value, vec![]));
     }
 
@@ -243,11 +246,11 @@ mod tests {
             "cuont: found the unknown key cuont, expected a key that exists, did you mean count?",
             "count: found -1, expected a number from 0 to 4294967295",
             r#"word: found "tow", expected one of one, two, did you mean two?"#,
-            "zzz: found the unknown key zzz, expected one of the keys size, count, word, words, list, free, maybe",
+            "zzz: found the unknown key zzz, expected one of the keys size, count, word, words, list, free, absent, maybe",
             r#"words[1]: found "three", expected one of one, two"#,
-            "list[0]: found 1, expected a string or a mapping, {} for an empty one",
+            "list[0]: found 1, expected a string or a mapping",
             r#"list[2].flag: found "x", expected true or false"#,
-            r#"maybe: found "x", expected a mapping, {} for an empty one"#,
+            r#"maybe: found "x", expected a mapping"#,
         ];
         assert_eq!(errors, expected);
     }
@@ -255,5 +258,6 @@ mod tests {
     #[test]
     fn a_key_without_a_value_is_an_error() {
         assert_eq!(run(json!({ "size": null })).1, ["size: found nothing, expected a size such as 16KiB"]);
+        assert_eq!(run(json!({ "maybe": null })).1, ["maybe: found nothing, expected a mapping, {} for an empty one"]);
     }
 }

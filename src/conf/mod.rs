@@ -15,18 +15,20 @@ mod route_table;
 mod source;
 mod types;
 pub mod units;
+mod words;
 
 pub use errors::{ConfError, ConfErrors, Place};
 pub use route_table::{Captures, HostMatch, Matches, PathMatch, RouteMatch, RouteTable};
 pub use types::*;
+pub use words::{Balance, Condition, HttpVersion, IgnoredHeader, Protocol};
 
 use serde_json::{Map, Value};
 use source::{Env, Source};
 use std::path::Path;
 
 impl Conf {
-    /// Read and resolve a file. Names of servers are looked up, and certificates are read, so it takes a moment: call it
-    /// outside the async threads.
+    /// Read and resolve a file. Names of servers are looked up, and certificates are read: it may take a moment, call
+    /// it outside the async threads.
     ///
     /// # Errors
     /// Everything that is wrong with it.
@@ -65,13 +67,16 @@ impl Conf {
     }
 
     fn from_source(mut source: Source, env: Env<'_>) -> Result<Self, ConfErrors> {
+        if source.value.is_null() {
+            source.value = Value::Object(Map::new()); // an empty file
+        }
         source.expand_env(env);
         let mut value = check::check(&mut source, Self::schema().as_value());
         inherit(&mut value);
         match serde_path_to_error::deserialize::<_, raw::Conf>(&value) {
             Ok(raw) => resolve::resolve(&raw, source),
             Err(error) => {
-                source.error(&error.path().to_string(), error.inner().to_string(), "something else");
+                source.error(&error.path().to_string(), error.inner().to_string(), "what the schema allows");
                 Err(source.into_errors())
             }
         }

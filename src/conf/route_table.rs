@@ -48,9 +48,9 @@ impl Default for PathMatch {
 
 /// All routes of a service, arranged for the choice.
 ///
-/// The choice is nginx's. Of the hosts: the exact one, then the longest `*.suffix`, then routes without a host. Within a
-/// host: the exact path, then the regular expressions in the order of the file, then the longest prefix. Unlike nginx, the
-/// next candidate is looked at, the next host's included, when a method does not fit or no path does.
+/// The choice is nginx's. Of the hosts: the exact one, then the longest `*.suffix`, then routes without a host. Within
+/// a host: the exact path, then the regular expressions in the order of the file, then the longest prefix. Unlike
+/// nginx, the next candidate is looked at, the next host's included, when a method does not fit or no path does.
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
     exact: HashMap<String, Paths>,
@@ -64,9 +64,17 @@ pub struct RouteTable {
 #[derive(Clone, Debug, Default)]
 struct Paths {
     exact: HashMap<String, Vec<usize>>,
-    regexes: Vec<(Regex, Arc<[Option<String>]>, usize)>,
+    regexes: Vec<PathRegex>,
     /// The longest first.
     prefixes: Vec<(String, usize)>,
+}
+
+#[derive(Clone, Debug)]
+struct PathRegex {
+    regex: Regex,
+    /// Of its groups, the whole match included.
+    names: Arc<[Option<String>]>,
+    index: usize,
 }
 
 /// The route a request takes.
@@ -111,7 +119,7 @@ impl RouteTable {
             true => host.to_ascii_lowercase().into(),
             false => host.into(),
         };
-        let suffixes = self.suffixes.iter().filter(|(suffix, _)| host.len() > suffix.len() && host.ends_with(suffix));
+        let suffixes = self.suffixes.iter().filter(|(suffix, _)| host.ends_with(suffix));
         let named = self.exact.get(host.as_ref()).into_iter().chain(suffixes.map(|(_, paths)| paths));
         named.chain([&self.any]).find_map(|paths| paths.find(path, |index| self.allows(index, method)))
     }
@@ -141,30 +149,34 @@ impl Paths {
             PathMatch::Prefix(prefix) => self.prefixes.push((prefix.clone(), index)),
             PathMatch::Regex(regex) => {
                 let names = regex.capture_names().map(|name| name.map(str::to_owned)).collect();
-                self.regexes.push((regex.clone(), names, index));
+                self.regexes.push(PathRegex { regex: regex.clone(), names, index });
             }
         }
     }
 
     fn find(&self, path: &str, allowed: impl Fn(usize) -> bool) -> Option<RouteMatch> {
         let exact = self.exact.get(path).into_iter().flatten().copied().find(|index| allowed(*index));
-        exact.map(RouteMatch::plain).or_else(|| self.find_regex(path, &allowed)).or_else(|| {
+        let found = exact.map(RouteMatch::plain).or_else(|| {
+            let mut regexes = self.regexes.iter().filter(|regex| allowed(regex.index));
+            regexes.find_map(|regex| regex.find(path))
+        });
+        found.or_else(|| {
             let mut prefixes = self.prefixes.iter();
             let fitting = prefixes.find(|(prefix, index)| path.starts_with(prefix.as_str()) && allowed(*index));
             fitting.map(|(_, index)| RouteMatch::plain(*index))
         })
     }
+}
 
-    fn find_regex(&self, path: &str, allowed: impl Fn(usize) -> bool) -> Option<RouteMatch> {
-        let mut regexes = self.regexes.iter();
-        let (regex, names, index) = regexes.find(|(regex, _, index)| allowed(*index) && regex.is_match(path))?;
-        if names.len() < 2 {
-            return Some(RouteMatch::plain(*index));
+impl PathRegex {
+    fn find(&self, path: &str) -> Option<RouteMatch> {
+        if self.names.len() < 2 {
+            return self.regex.is_match(path).then(|| RouteMatch::plain(self.index));
         }
-        let groups = regex.captures(path)?;
+        let groups = self.regex.captures(path)?;
         let values = groups.iter().map(|group| group.map(|group| group.as_str().to_owned())).collect();
-        let captures = Captures(Some(Box::new(Groups { names: names.clone(), values })));
-        Some(RouteMatch { index: *index, captures })
+        let captures = Captures(Some(Box::new(Groups { names: self.names.clone(), values })));
+        Some(RouteMatch { index: self.index, captures })
     }
 }
 

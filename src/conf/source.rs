@@ -55,9 +55,9 @@ impl Source {
         });
     }
 
-    /// Has something been found wrong at `path` or inside it?
+    /// Has something been found wrong at `path`, inside it, or around it?
     pub(super) fn is_wrong(&self, path: &str) -> bool {
-        self.errors.iter().any(|error| is_within(&error.path, path))
+        self.errors.iter().any(|error| is_within(&error.path, path) || is_within(path, &error.path))
     }
 
     /// Does the file itself have this key, with a value?
@@ -226,13 +226,17 @@ fn scalar(text: String) -> Value {
 
 fn syntax_error(error: &serde_saphyr::Error, file: &str) -> ConfError {
     let place = error.location().map(|location| Place { line: location.line(), column: location.column() });
-    ConfError {
-        file: file.to_owned(),
-        path: String::new(),
-        found: error.without_snippet().to_string(),
-        expected: "well-formed YAML".into(),
-        place,
-    }
+    let (found, expected) = match error.without_snippet() {
+        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => (format!("{key} again"), "each key once"),
+        other => (reason(other), "well-formed YAML"),
+    };
+    ConfError { file: file.to_owned(), path: String::new(), found, expected: expected.into(), place }
+}
+
+/// The reader's words; the place is told apart.
+fn reason(error: &serde_saphyr::Error) -> String {
+    let message = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+    message.split(" at line ").next().unwrap_or_default().to_owned()
 }
 
 /// Any YAML value, its children with their places.
@@ -317,26 +321,34 @@ mod tests {
         source.error("b[0].c", "x", "y");
         source.error("b[0].c[1]", "x", "y");
         assert_eq!(source.errors.len(), 1);
-        assert!(source.is_wrong("b[0]") && source.is_wrong("b") && !source.is_wrong("b[0].c[1]"));
+        assert!(
+            source.is_wrong("b[0]") && source.is_wrong("b") && source.is_wrong("b[0].c[1]") && !source.is_wrong("b[1]")
+        );
     }
 
     #[test]
     fn yes_and_on_are_strings_as_in_yaml_1_2() {
-        assert_eq!(Source::parse("a: [yes, on, no, off]", "").unwrap().value, json!({ "a": ["yes", "on", "no", "off"] }));
+        assert_eq!(
+            Source::parse("a: [yes, on, no, off]", "").unwrap().value,
+            json!({ "a": ["yes", "on", "no", "off"] })
+        );
     }
 
     #[test]
     fn a_duplicate_key_is_an_error_with_its_place() {
         let errors = Source::parse("a: 1\nb: 2\na: 3\n", "x.yaml").err().unwrap();
-        assert_eq!(errors.0[0].place.map(|place| place.line), Some(3));
-        assert!(errors.to_string().contains("uplicate"), "{errors}");
+        let expected = "x.yaml:3:1: found a again, expected each key once";
+        assert_eq!(errors.to_string(), expected);
+        let errors = Source::parse("a: [1\nb: 2\n", "x.yaml").err().unwrap();
+        assert!(errors.to_string().ends_with(", expected well-formed YAML"), "{errors}");
+        assert!(!errors.to_string().contains("at line"), "{errors}");
     }
 
     #[test]
     fn upper_case_names_come_from_the_environment_and_others_stay() {
-        let mut source = Source::from_value(json!({ "a": "${HOST}:${PORT}$x${request_id}", "b": "${PORT}" }), "");
+        let mut source = Source::from_value(json!({ "a": "${HOST}:${PORT}$x${request_id}${x}", "b": "${PORT}" }), "");
         source.expand_env(&env);
-        assert_eq!(source.value, json!({ "a": "app:8080$x${request_id}", "b": 8080 }));
+        assert_eq!(source.value, json!({ "a": "app:8080$x${request_id}${x}", "b": 8080 }));
     }
 
     #[test]

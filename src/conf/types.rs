@@ -1,11 +1,11 @@
 //! What a configuration means, once it is known to be right.
 
 use super::route_table::{Matches, RouteTable};
-use super::units::{Word, word};
+use super::words::{Balance, Condition, HttpVersion, IgnoredHeader, Protocol};
 use crate::template::Template;
 use http::HeaderName;
 use pingora_core::server::configuration::ServerConf;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
@@ -77,7 +77,7 @@ pub struct Upstream {
     pub name: String,
     /// What its servers speak.
     pub protocol: Protocol,
-    /// Never empty, and not all `down`.
+    /// Never empty.
     pub servers: Vec<Server>,
     /// How one is chosen.
     pub balance: Balance,
@@ -89,24 +89,6 @@ pub struct Upstream {
     pub http2: Http2,
     /// TLS; `None`: plain text.
     pub tls: Option<UpstreamTls>,
-}
-
-/// What an upstream's servers speak.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Protocol {
-    /// HTTP, of the upstream's `http_version`.
-    #[default]
-    Http,
-}
-
-/// How a server is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Balance {
-    /// nginx's smooth weighted round robin.
-    #[default]
-    RoundRobin,
 }
 
 /// One server of an upstream.
@@ -137,18 +119,6 @@ pub struct Keepalive {
     pub connections: u32,
     /// How long one may be idle.
     pub timeout: Duration,
-}
-
-/// The HTTP version of an upstream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum HttpVersion {
-    /// HTTP/1.1.
-    #[default]
-    Http1,
-    /// HTTP/2: by ALPN with TLS, with prior knowledge without.
-    Http2,
-    /// What TLS negotiates; HTTP/1.1 without TLS.
-    Auto,
 }
 
 /// HTTP/2 to an upstream. The connection's window is `streams × window`.
@@ -279,8 +249,8 @@ pub enum HostHeader {
 
 /// How a response is stored between the upstream and the client, all sizes in bytes.
 ///
-/// `size ≤ busy_buffers_size < number × size`, `number ≥ 2`, `buffer_size ≥ 1024`, and `temp_file_write_size ≥ size` if a
-/// file is used at all.
+/// `size ≤ busy_buffers_size < number × size`, `number ≥ 2`, `buffer_size ≥ 1024`, `temp_file_write_size ≥ size`, and
+/// `max_temp_file_size` is 0 or at least `size`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffering {
     /// Read the upstream at its own speed.
@@ -312,19 +282,6 @@ pub struct NextUpstream {
     pub non_idempotent: bool,
 }
 
-/// A reason to try the next server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Condition {
-    /// The connection failed, or ended before the header did.
-    Error,
-    /// A time limit was reached before the header was complete.
-    Timeout,
-    /// The header breaks the protocol.
-    InvalidHeader,
-    /// This status: one of 403, 404, 429, 500, 502, 503, 504.
-    Status(u16),
-}
-
 /// How long to wait for the upstream; never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -345,16 +302,6 @@ pub struct Client {
     pub send_timeout: Duration,
     /// For its next request on a connection; zero: close after each.
     pub keepalive_timeout: Duration,
-}
-
-/// A header of the upstream's that may be left unobeyed. Either way the client does not see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum IgnoredHeader {
-    /// `X-Accel-Buffering`.
-    XAccelBuffering,
-    /// `X-Accel-Limit-Rate`.
-    XAccelLimitRate,
 }
 
 impl Conf {
@@ -385,59 +332,3 @@ impl fmt::Display for Address {
         }
     }
 }
-
-impl Word for Protocol {
-    const NAME: &'static str = "Protocol";
-
-    fn words() -> Vec<(Value, Self)> {
-        vec![(json!("http"), Protocol::Http)]
-    }
-}
-
-impl Word for Balance {
-    const NAME: &'static str = "Balance";
-
-    fn words() -> Vec<(Value, Self)> {
-        vec![(json!("round_robin"), Balance::RoundRobin)]
-    }
-}
-
-impl Word for HttpVersion {
-    const NAME: &'static str = "HttpVersion";
-
-    fn words() -> Vec<(Value, Self)> {
-        vec![(json!(1), HttpVersion::Http1), (json!(2), HttpVersion::Http2), (json!("auto"), HttpVersion::Auto)]
-    }
-}
-
-impl Word for Condition {
-    const NAME: &'static str = "Condition";
-
-    fn words() -> Vec<(Value, Self)> {
-        let named = [
-            (json!("error"), Condition::Error),
-            (json!("timeout"), Condition::Timeout),
-            (json!("invalid_header"), Condition::InvalidHeader),
-        ];
-        let statuses = [403, 404, 429, 500, 502, 503, 504];
-        let statuses = statuses.map(|status| (json!(format!("http_{status}")), Condition::Status(status)));
-        named.into_iter().chain(statuses).collect()
-    }
-}
-
-impl Word for IgnoredHeader {
-    const NAME: &'static str = "IgnoredHeader";
-
-    fn words() -> Vec<(Value, Self)> {
-        vec![
-            (json!("X-Accel-Buffering"), IgnoredHeader::XAccelBuffering),
-            (json!("X-Accel-Limit-Rate"), IgnoredHeader::XAccelLimitRate),
-        ]
-    }
-}
-
-word!(Protocol);
-word!(Balance);
-word!(HttpVersion);
-word!(Condition);
-word!(IgnoredHeader);

@@ -123,7 +123,8 @@ macro_rules! unit {
         impl<'de> Deserialize<'de> for $unit {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let value = Value::deserialize(deserializer)?;
-                $unit::read(&value).ok_or_else(|| D::Error::custom(format!("found {value}, expected {}", $unit::EXPECTED)))
+                let wrong = || D::Error::custom(format!("found {value}, expected {}", $unit::EXPECTED));
+                $unit::read(&value).ok_or_else(wrong)
             }
         }
 
@@ -244,7 +245,10 @@ mod tests {
             assert_eq!(Size::read(&json!(wrong)), None, "{wrong}");
         }
         assert_eq!(Size::read(&json!(-1)), None);
-        assert_eq!([Size(0), Size(1000), Size(16384), Size(3 << 30)].map(|size| size.write()), ["0", "1000", "16KiB", "3GiB"]);
+        assert_eq!(
+            [Size(0), Size(1000), Size(16384), Size(3 << 30)].map(|size| size.write()),
+            ["0", "1000", "16KiB", "3GiB"]
+        );
     }
 
     #[test]
@@ -254,7 +258,10 @@ mod tests {
         assert_eq!(Time::read(&json!(0)), Some(Time(Duration::ZERO)));
         assert_eq!(Time::read(&json!(30)), None);
         assert_eq!(Time::read(&json!("30")), None);
-        assert_eq!([Time(Duration::from_secs(75)), Time(Duration::from_millis(1500))].map(|t| t.write()), ["75s", "1500ms"]);
+        assert_eq!(
+            [Time(Duration::from_secs(75)), Time(Duration::from_millis(1500))].map(|t| t.write()),
+            ["75s", "1500ms"]
+        );
     }
 
     #[test]

@@ -52,29 +52,27 @@ impl Resolver {
     }
 
     fn server_conf(&mut self, given: &Map<String, Value>) -> ServerConf {
+        for (key, value) in given {
+            self.server_key(key, value);
+        }
         let mut keys = raw::server_defaults();
         keys.extend(given.clone());
-        match serde_path_to_error::deserialize::<_, ServerConf>(&Value::Object(keys)) {
-            Ok(conf) => self.valid_server_conf(conf),
-            Err(error) => {
-                let key = error.path().to_string();
-                let found = given.get(&key).map_or_else(|| "this".to_owned(), shown);
-                let reason = error.inner().to_string();
-                let expected = reason.rsplit_once("expected ").map_or(reason.as_str(), |(_, expected)| expected);
-                self.error(&key_path("server", &key), found, expected);
-                ServerConf::default()
-            }
-        }
-    }
-
-    fn valid_server_conf(&mut self, conf: ServerConf) -> ServerConf {
-        if conf.threads == 0 {
-            self.error("server.threads", "0", "at least 1");
-        }
-        conf.validate().unwrap_or_else(|error| {
+        let conf = serde_json::from_value::<ServerConf>(Value::Object(keys));
+        // what cannot be read has been told, key by key
+        conf.unwrap_or_default().validate().unwrap_or_else(|error| {
             self.error("server", "a mapping", error.to_string());
             ServerConf::default()
         })
+    }
+
+    /// Pingora's struct would tell of the first wrong key only.
+    fn server_key(&mut self, key: &str, value: &Value) {
+        let alone = Map::from_iter([(key.to_owned(), value.clone())]);
+        if let Err(error) = serde_json::from_value::<ServerConf>(Value::Object(alone)) {
+            let reason = error.to_string();
+            let expected = reason.rsplit_once("expected ").map_or(reason.as_str(), |(_, expected)| expected);
+            self.error(&key_path("server", key), shown(value), expected);
+        }
     }
 
     fn admin(&mut self, admin: &raw::Admin) -> Option<Admin> {

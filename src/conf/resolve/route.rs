@@ -10,7 +10,6 @@ use crate::conf::{
 use crate::template::Template;
 use http::{HeaderName, Method, header};
 use regex::Regex;
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
@@ -124,13 +123,7 @@ impl Resolver {
         }
     }
 
-    fn route_upstream(
-        &mut self,
-        route: &raw::Route,
-        raw: &raw::Conf,
-        has_filters: bool,
-        path: &str,
-    ) -> Option<String> {
+    fn route_upstream(&mut self, route: &raw::Route, raw: &raw::Conf, has_filters: bool, path: &str) -> Option<String> {
         let path = self.origin(path, "upstream");
         let Some(name) = &route.upstream else {
             if !has_filters {
@@ -138,8 +131,8 @@ impl Resolver {
             }
             return None;
         };
-        let declared = self.source.value.get("upstreams").and_then(Value::as_object);
-        if !raw.upstreams.contains_key(name) && !declared.is_some_and(|all| all.contains_key(name)) {
+        let is_declared = raw.upstreams.contains_key(name) || self.source.is_wrong(&key_path("upstreams", name));
+        if !is_declared {
             let near = near::matches(name, raw.upstreams.keys().map(String::as_str));
             let all: Vec<&str> = raw.upstreams.keys().map(String::as_str).collect();
             let known = if all.is_empty() { "there is none".to_owned() } else { all.join(", ") };
@@ -166,9 +159,7 @@ impl Resolver {
                 self.wrong(&path, text, "preserve, upstream, or a host");
                 HostHeader::Preserve
             }
-            literal => {
-                self.template(literal, captures, &path).map_or(HostHeader::Preserve, HostHeader::Literal)
-            }
+            literal => self.template(literal, captures, &path).map_or(HostHeader::Preserve, HostHeader::Literal),
         }
     }
 
@@ -249,8 +240,7 @@ impl Resolver {
         if !self.is_set(path, KEY) {
             return busy.min(all.saturating_sub(size)).max(size);
         }
-        let expected =
-            format!("from {} (buffers.size) to less than {} (buffers.number × size)", Size(size), Size(all));
+        let expected = format!("from {} (buffers.size) to less than {} (buffers.number × size)", Size(size), Size(all));
         self.check_size(raw.busy_buffers_size, path, KEY, (size..all).contains(&busy), expected);
         busy
     }

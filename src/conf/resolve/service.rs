@@ -11,7 +11,8 @@ impl Resolver {
         if raw.services.is_empty() {
             self.error("services", "nothing", "at least one service");
         }
-        let of_one_route = [("name", raw.defaults.name.is_some()), ("match", raw.defaults.matches != Default::default())];
+        let of_one_route =
+            [("name", raw.defaults.name.is_some()), ("match", raw.defaults.matches != Default::default())];
         for (key, _) in of_one_route.iter().filter(|(_, given)| *given) {
             self.error(&key_path("defaults", key), format!("the key {key}"), "it in the routes, where it belongs");
         }
@@ -46,19 +47,27 @@ impl Resolver {
         }
         let (mut matches, mut names) = (HashMap::new(), HashMap::new());
         let mut routes = Vec::new();
-        for (index, route) in service.routes.iter().enumerate() {
+        for (index, raw_route) in service.routes.iter().enumerate() {
             let path = item_path(path, index);
-            let has_filters = !service.filters.is_empty() || !route.filters.is_empty();
-            let route = self.route(route, raw, has_filters, &path);
-            let made = made_name(&route.matches);
-            if let Some(other) = matches.insert(made.clone(), path.clone()) {
-                self.error(&key_path(&path, "match"), made, format!("other requests than those of {other}"));
-            } else {
+            let has_filters = !service.filters.is_empty() || !raw_route.filters.is_empty();
+            let route = self.route(raw_route, raw, has_filters, &path);
+            // a match that could not be read, and the name made of it, say nothing about others
+            let readable = !self.source.is_wrong(&key_path(&path, "match"));
+            let duplicate = readable && self.is_duplicate(&mut matches, &route, &path);
+            if !duplicate && (readable || raw_route.name.is_some()) {
                 self.unique(&mut names, &route.name, &key_path(&path, "name"));
             }
             routes.push(route);
         }
         routes
+    }
+
+    /// Is there another route for the same requests?
+    fn is_duplicate(&mut self, matches: &mut HashMap<String, String>, route: &Route, path: &str) -> bool {
+        let made = made_name(&route.matches);
+        let Some(other) = matches.insert(made.clone(), path.to_owned()) else { return false };
+        self.error(&key_path(path, "match"), made, format!("other requests than those of {other}"));
+        true
     }
 
     /// Note `name`; nobody before may have had it.

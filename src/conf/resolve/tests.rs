@@ -68,7 +68,8 @@ invalid_header, http_403, http_404, http_429, http_500, http_502, http_503, http
 conf/x.yaml:12:24: services[0].routes[0].match.path: found \"a\", expected a path that begins with /
 conf/x.yaml:12:39: services[0].routes[0].match.path_regex: found \"(\", expected only one kind of path, path is there \
 already
-conf/x.yaml:13:9: services[0].routes[1].upstream: found nothing, expected the name of an upstream, or filters that answer
+conf/x.yaml:13:9: services[0].routes[1].upstream: found nothing, expected the name of an upstream, or filters that \
+answer
 conf/x.yaml:13:20: services[0].routes[1].limit_rat: found the unknown key limit_rat, expected a key that exists, \
 did you mean limit_rate?";
     assert_eq!(errors.to_string(), expected);
@@ -76,10 +77,11 @@ did you mean limit_rate?";
 
 #[test]
 fn an_empty_file_misses_services() {
-    let errors = Conf::parse("", "x.yaml").unwrap_err();
-    assert!(errors.to_string().contains("x.yaml"), "{errors}");
-    let errors = Conf::parse("{}", "x.yaml").unwrap_err();
-    assert_eq!(errors.to_string(), "x.yaml:1:1: services: found nothing, expected at least one service");
+    for text in ["", "{}", "# nothing"] {
+        let errors = Conf::parse(text, "x.yaml").unwrap_err();
+        assert!(errors.to_string().ends_with(": services: found nothing, expected at least one service"), "{errors}");
+        assert_eq!(errors.0.len(), 1);
+    }
 }
 
 #[test]
@@ -108,7 +110,8 @@ fn an_error_of_the_defaults_is_told_once_and_there() {
     let expected = [
         "defaults.name: found the key name, expected it in the routes, where it belongs",
         "defaults.timeouts.read: found 0s, expected more than 0s",
-        r#"services[0].routes[1].name: found "x", expected a name of its own, services[0].routes[0].name has it already"#,
+        "services[0].routes[1].name: found \"x\", expected a name of its own, \
+         services[0].routes[0].name has it already",
     ];
     assert_eq!(conf(file).unwrap_err(), expected);
 }
@@ -288,10 +291,14 @@ fn server_is_pingoras_own_with_thirty_seconds_of_grace() {
     let conf_with = conf(file.clone()).unwrap();
     assert_eq!(conf_with.server_conf(), *conf_with.server);
     assert_eq!((conf_with.server.threads, conf_with.server.user.as_deref()), (3, Some("nobody")));
-    file["server"] = json!({ "thread": 3, "work_stealing": "x", "user": 7, "max_retries": -1 });
+    file["server"] =
+        json!({ "thread": 3, "work_stealing": "x", "user": 7, "group": 7, "max_retries": -1, "threads": 0 });
     let errors = conf(file).unwrap_err();
     let paths: Vec<&str> = errors.iter().filter_map(|error| error.split(':').next()).collect();
-    assert_eq!(paths, ["server.thread", "server.work_stealing", "server.max_retries", "server.user"], "{errors:#?}");
+    assert_eq!(
+        paths,
+        ["thread", "work_stealing", "max_retries", "threads", "user", "group"].map(|key| format!("server.{key}"))
+    );
 }
 
 #[test]
@@ -309,7 +316,8 @@ fn the_access_log_is_json_combined_or_a_template() {
 
 #[test]
 fn relative_files_start_at_the_folder_of_the_configuration() {
-    let text = "{ temp_path: tmp, services: [{ name: a, listen: ['127.0.0.1:0'], routes: [{ filters: [{ x: {} }] }] }] }";
+    let text =
+        "{ temp_path: tmp, services: [{ name: a, listen: ['127.0.0.1:0'], routes: [{ filters: [{ x: {} }] }] }] }";
     assert_eq!(Conf::parse(text, "some/where.yaml").unwrap().temp_path, std::path::Path::new("some/tmp"));
     assert_eq!(Conf::parse(text, "where.yaml").unwrap().temp_path, std::path::Path::new("tmp"));
 }
@@ -319,4 +327,19 @@ fn the_raw_shape_survives_its_own_serialisation() {
     let mut conf: raw::Conf = serde_json::from_value(file(json!({ "servers": ["127.0.0.1:1"] }), json!({}))).unwrap();
     conf.services[0].routes[0].upstream = Some("app".into());
     assert_eq!(self::conf(serde_json::to_value(&conf).unwrap()).map(|conf| conf.services.len()), Ok(1));
+}
+
+#[test]
+fn one_mistake_does_not_make_others_of_what_depends_on_it() {
+    let mut file = file(json!({ "servers": ["127.0.0.1:1"] }), json!({ "upstream": "app" }));
+    let routes = [json!({ "upstream": "app", "match": { "path_regex": "(" } }), json!({ "upstream": "app" }), json!(7)];
+    file["services"][0]["routes"] = json!(routes);
+    file["upstreams"]["app"] = json!("127.0.0.1:1");
+    let errors = conf(file).unwrap_err();
+    let paths: Vec<&str> = errors.iter().filter_map(|error| error.split(':').next()).collect();
+    assert_eq!(
+        paths,
+        ["upstreams.app", "services[0].routes[2]", "services[0].routes[0].match.path_regex"],
+        "{errors:#?}"
+    );
 }
