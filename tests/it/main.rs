@@ -1,0 +1,4 @@
+//! The proxy as its users meet it: the binary is started with a configuration file and watched from outside.
+
+mod buffering;
+mod support;
