@@ -270,9 +270,8 @@ impl Client {
         if self.eof {
             return false;
         }
-        let mut piece = [0; 64 * 1024];
-        let most = most.min(piece.len());
-        let read = within("the proxy sends something", self.io.read(&mut piece[..most])).await.unwrap_or(0);
+        let mut piece = vec![0; most.min(64 * 1024)];
+        let read = within("the proxy sends something", self.io.read(&mut piece)).await.unwrap_or(0);
         self.buf.extend_from_slice(&piece[..read]);
         self.eof = read == 0;
         !self.eof
