@@ -1,0 +1,119 @@
+//! Real Apache, nginx and Tomcat as origins, each on a free port with its files in a private folder.
+
+use super::proxy::Process;
+use super::{Client, eventually};
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::Command;
+use tempfile::TempDir;
+
+/// A running server; killed on drop.
+pub struct Server {
+    pub addr: SocketAddr,
+    pub dir: TempDir,
+    _process: Process,
+}
+
+/// Is the program installed? On a build machine it has to be; elsewhere the test says that it is skipped.
+pub fn installed(program: &str) -> bool {
+    let dirs = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/usr/share/tomcat10/bin";
+    let found = dirs.split(':').any(|dir| Path::new(dir).join(program).exists());
+    assert!(found || std::env::var_os("CI").is_none(), "{program} is not installed");
+    if !found {
+        eprintln!("SKIPPED: {program} is not installed");
+    }
+    found
+}
+
+/// Apache 2.4 with its files in `htdocs`.
+pub async fn apache() -> Server {
+    start("apache2", |dir, port| {
+        let d = dir.display();
+        let modules = "/usr/lib/apache2/modules";
+        let config = format!(
+            "Listen 127.0.0.1:{port}\nServerName test\nServerRoot {d}\nDefaultRuntimeDir {d}\nPidFile {d}/pid\n\
+             Mutex file:{d}\nErrorLog {d}/error.log\n\
+             LoadModule mpm_event_module {modules}/mod_mpm_event.so\n\
+             LoadModule authz_core_module {modules}/mod_authz_core.so\n\
+             LoadModule mime_module {modules}/mod_mime.so\n\
+             LoadModule filter_module {modules}/mod_filter.so\n\
+             LoadModule deflate_module {modules}/mod_deflate.so\n\
+             TypesConfig /etc/mime.types\nDocumentRoot {d}/htdocs\nAddOutputFilterByType DEFLATE text/plain\n\
+             User www-data\nGroup www-data\n<Directory {d}>\nRequire all granted\n</Directory>\n"
+        );
+        fs::write(dir.join("httpd.conf"), config).unwrap();
+        let mut command = Command::new("/usr/sbin/apache2");
+        command.arg("-f").arg(dir.join("httpd.conf")).arg("-DFOREGROUND");
+        command
+    })
+    .await
+}
+
+/// nginx with its files in `htdocs`.
+pub async fn nginx() -> Server {
+    start("nginx", |dir, port| {
+        let d = dir.display();
+        let config = format!(
+            "daemon off; pid {d}/pid; worker_processes 1; error_log {d}/error.log;\nevents {{}}\n\
+             http {{ access_log off; client_body_temp_path {d}/body; proxy_temp_path {d}/proxy;\n\
+             fastcgi_temp_path {d}/f; scgi_temp_path {d}/s; uwsgi_temp_path {d}/u;\n\
+             server {{ listen 127.0.0.1:{port}; root {d}/htdocs; }} }}\n"
+        );
+        fs::write(dir.join("nginx.conf"), config).unwrap();
+        let mut command = Command::new("/usr/sbin/nginx");
+        command.arg("-p").arg(dir).arg("-c").arg(dir.join("nginx.conf")).arg("-e").arg(dir.join("error.log"));
+        command
+    })
+    .await
+}
+
+/// Tomcat 10.1 with `echo.jsp` and static files in its root application.
+pub async fn tomcat() -> Server {
+    start("catalina.sh", |dir, port| {
+        for folder in ["conf", "webapps", "logs", "temp", "work"] {
+            fs::create_dir_all(dir.join(folder)).unwrap();
+        }
+        fs::rename(dir.join("htdocs"), dir.join("webapps/ROOT")).unwrap();
+        std::os::unix::fs::symlink(dir.join("webapps/ROOT"), dir.join("htdocs")).unwrap();
+        fs::copy("/etc/tomcat10/web.xml", dir.join("conf/web.xml")).unwrap();
+        let config = format!(
+            "<Server port=\"-1\"><Service name=\"Catalina\">\
+             <Connector address=\"127.0.0.1\" port=\"{port}\" protocol=\"HTTP/1.1\"/>\
+             <Engine name=\"Catalina\" defaultHost=\"localhost\"><Host name=\"localhost\" appBase=\"webapps\"/></Engine>\
+             </Service></Server>"
+        );
+        fs::write(dir.join("conf/server.xml"), config).unwrap();
+        let mut command = Command::new("/usr/share/tomcat10/bin/catalina.sh");
+        command.arg("run").env("CATALINA_HOME", "/usr/share/tomcat10").env("CATALINA_BASE", dir);
+        command.env("CATALINA_TMPDIR", dir.join("temp"));
+        command
+    })
+    .await
+}
+
+/// Write the files and start; another port if somebody took this one meanwhile.
+async fn start(name: &str, prepare: impl Fn(&Path, u16) -> Command) -> Server {
+    for _ in 0..5 {
+        let dir = tempfile::Builder::new().prefix("millpond-it-").tempdir().unwrap();
+        fs::create_dir(dir.path().join("htdocs")).unwrap();
+        open_to_all(dir.path());
+        let addr = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let mut process = Process::spawn(&mut prepare(dir.path(), addr.port()));
+        if process.listens_at(&[addr]).await {
+            eventually(&format!("{name} answers"), async || {
+                (Client::connect(addr).await.get("/").await.status < 500).then_some(())
+            })
+            .await;
+            return Server { addr, dir, _process: process };
+        }
+        eprintln!("{name} ended:\n{}", process.log());
+    }
+    panic!("{name} does not start");
+}
+
+/// The workers run as another user.
+fn open_to_all(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+}
