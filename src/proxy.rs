@@ -182,6 +182,12 @@ impl Proxy {
     async fn fail(&self, pass: &mut Pass<'_>, body: &mut ClientBody, error: Error) -> Result<()> {
         log_failure(&pass.session, &error);
         let gone = error.kind() == ErrorKind::ClientGone;
+        if error.is_client()
+            && let Some(client) = pass.session.client_mut()
+        {
+            // Where a malformed request ends nobody knows: what follows on this connection is not looked at.
+            client.set_keepalive(None);
+        }
         let status = error.status();
         pass.session.outcome.error = Some(error);
         if gone || pass.session.outcome.header_sent {
@@ -350,7 +356,8 @@ fn note_upstream(session: &mut Session<'_>, report: &UpstreamReport) {
 fn log_failure(session: &Session<'_>, error: &Error) {
     let (service, route) = (session.service().name(), session.route().name());
     let request = session.request();
-    let line = format!("{service}/{route}: {} {}: {error}", request.method, request.uri.path());
+    let peer = session.attempts().last().map(|attempt| format!(", upstream: {}", attempt.address)).unwrap_or_default();
+    let line = format!("{service}/{route}: {} {}: {error}{peer}", request.method, request.uri.path());
     match error.status() {
         400..=499 => log::info!("{line}"),
         _ => log::error!("{line}"),
