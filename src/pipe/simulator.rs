@@ -1,5 +1,5 @@
-//! [`State`] under random interleavings of an upstream, a client and a disk, none of which is real. No threads, no time:
-//! an interleaving is a list of [`Step`]s, and proptest shrinks it.
+//! [`State`] under random interleavings of an upstream, a client and a disk, none of which is real. No threads, no
+//! time: an interleaving is a list of [`Step`]s, and proptest shrinks it.
 
 use super::state::{Done, End, Job, Read, Room, State};
 use super::{Limits, PipeConf};
@@ -411,8 +411,8 @@ proptest! {
         run(&scenario);
     }
 
-    /// Whatever the numbers are: when the client stops taking anything, with whatever it then has, and the disk is fine,
-    /// the upstream is read until the file has no room for another area.
+    /// Whatever the numbers are: when the client stops taking anything, with whatever it then has, and the disk is
+    /// fine, the upstream is read until the file has no room for another area.
     #[test]
     fn a_stalled_client_leaves_no_room_unused(
         conf in conf(), body in 0..3000usize, pace in 1..200usize, pushes: bool, takes: bool,
@@ -442,4 +442,40 @@ proptest! {
             prop_assert!(used + area > file_max, "{used} bytes in the file");
         }
     }
+}
+
+/// nginx's file only grows; ours serves a response of any length.
+#[test]
+fn a_small_file_is_used_again_and_again() {
+    let conf = PipeConf {
+        buffering: true,
+        buffer_size: 16,
+        buffers_number: 8,
+        buffers_size: 16,
+        busy_buffers_size: 32,
+        max_temp_file_size: 256,
+        temp_file_write_size: 32,
+    };
+    let scenario = Scenario {
+        conf,
+        buffer_memory_max: 100_000,
+        temp_files_max: 100_000,
+        preread: None,
+        body: 20_000,
+        steps: Vec::new(),
+        ending: Ending::Complete,
+        client_waits: true,
+        pace: 1000,
+        pushes: false,
+    };
+    let mut simulator = Simulator::new(&scenario);
+    while !simulator.last_seen {
+        simulator.run_on(&scenario, true);
+        simulator.step(&Step::ClientReads);
+        simulator.step(&Step::ClientAccepts);
+    }
+    let stats = simulator.state.stats();
+    assert_eq!(simulator.received, 20_000);
+    assert!(stats.spilled_bytes > 15_000, "{stats:?}");
+    assert!(stats.file_high_water <= 256 + 32, "{stats:?}");
 }
