@@ -189,7 +189,8 @@ impl State {
 
     /// Is anything on disk, or on its way there or back?
     fn file_in_use(&self) -> bool {
-        self.slots.holds_any() || self.spill.is_some() || self.reading.is_some()
+        let spilling = self.spill.as_ref().is_some_and(|spill| !spill.chunks.is_empty());
+        spilling || self.slots.holds_any() || self.reading.is_some()
     }
 
     /// `len` bytes of an area have gone where they need no memory.
