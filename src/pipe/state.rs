@@ -169,6 +169,12 @@ impl State {
         self.slots.used()
     }
 
+    /// The length of what would be spilled next.
+    #[cfg(test)]
+    pub(super) fn next_spill(&self) -> Option<usize> {
+        self.queue.front().map(Chunk::len)
+    }
+
     /// Nothing that was written will be read any more.
     pub(super) fn is_dead(&self) -> bool {
         self.reader_gone || self.broken.is_some()
