@@ -103,7 +103,7 @@ impl Slots {
 
     /// What was placed is on disk now.
     pub(super) fn store(&mut self, extent: Extent) {
-        let starts_a_slot = self.size > 0 && extent.at % self.size == 0;
+        let starts_a_slot = extent.at.is_multiple_of(self.size);
         match self.extents.back_mut() {
             Some(last) if last.at + last.len == extent.at && !starts_a_slot => last.len += extent.len,
             _ => self.extents.push_back(extent),

@@ -77,8 +77,8 @@ impl State {
         !self.disk_refused && self.sizes.file_max > 0
     }
 
-    /// Begin to write whole areas from the head of the queue, if there are any, the file has room, and no other write is
-    /// under way.
+    /// Begin to write whole areas from the head of the queue, if there are any, the file has room, and no other write
+    /// is under way.
     pub(super) fn start_spill(&mut self) {
         if self.spill.is_some() || self.truncating || !self.may_spill() {
             return;
@@ -175,6 +175,8 @@ impl State {
         let Some(Reading { extent, area }) = self.reading.take() else { return };
         self.slots.release(extent);
         self.wake.reader = true;
+        // The file has room again.
+        self.wake.writer = true;
         match result {
             Ok(bytes) if !self.is_dead() && bytes.len() as u64 == extent.len => {
                 self.ready.push_back(Chunk::shared(area, bytes.freeze()));

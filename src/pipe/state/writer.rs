@@ -135,7 +135,8 @@ impl State {
     fn reuse_filling(&mut self) {
         let Some(id) = self.filling else { return };
         let area = self.areas.at(id);
-        if area.live == 0 && area.rest.capacity() < area.capacity {
+        let outgrown = area.capacity < self.growth * self.sizes.block;
+        if area.live == 0 && area.rest.capacity() < area.capacity && !outgrown {
             // If a filter still holds some of the bytes, the rest of the area is used up first.
             fit(&mut area.rest, area.capacity);
         }
