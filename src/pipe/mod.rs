@@ -68,7 +68,8 @@ pub struct PipeConf {
     pub buffers_number: usize,
     /// Bytes in a block.
     pub buffers_size: usize,
-    /// The most that is with the filters and the client's socket, and not yet accepted.
+    /// The most that is with the filters and the client's socket, and not yet accepted; in whole areas, as in nginx,
+    /// and never all of the blocks, so that one can be spilled.
     pub busy_buffers_size: usize,
     /// The most that is stored in the file and not yet read back; 0: no file.
     pub max_temp_file_size: u64,

@@ -464,9 +464,7 @@ proptest! {
     }
 }
 
-/// nginx's file only grows; ours serves a response of any length.
-#[test]
-fn a_small_file_is_used_again_and_again() {
+fn small_file() -> Scenario {
     let conf = PipeConf {
         buffering: true,
         buffer_size: 16,
@@ -476,7 +474,7 @@ fn a_small_file_is_used_again_and_again() {
         max_temp_file_size: 256,
         temp_file_write_size: 32,
     };
-    let scenario = Scenario {
+    Scenario {
         conf,
         buffer_memory_max: 100_000,
         temp_files_max: 100_000,
@@ -488,7 +486,13 @@ fn a_small_file_is_used_again_and_again() {
         pace: 1000,
         pushes: false,
         disk_last: false,
-    };
+    }
+}
+
+/// nginx's file only grows; ours serves a response of any length.
+#[test]
+fn a_small_file_is_used_again_and_again() {
+    let scenario = small_file();
     let mut simulator = Simulator::new(&scenario);
     while !simulator.last_seen {
         simulator.run_on(&scenario, true);
@@ -499,4 +503,32 @@ fn a_small_file_is_used_again_and_again() {
     assert_eq!(simulator.received, 20_000);
     assert!(stats.spilled_bytes > 15_000, "{stats:?}");
     assert!(stats.file_high_water <= 256 + 32, "{stats:?}");
+}
+
+#[test]
+fn room_that_reading_back_makes_wakes_the_writer() {
+    let scenario = small_file();
+    let mut simulator = Simulator::new(&scenario);
+    simulator.run_on(&scenario, true);
+    simulator.step(&Step::ClientReads);
+    simulator.step(&Step::ClientAccepts);
+    simulator.step(&Step::Receive(1000));
+    assert!(simulator.writer_sleeps && matches!(simulator.jobs[0], Job::Read { .. }));
+    simulator.step(&Step::ReadDone(false));
+    assert!(!simulator.writer_sleeps);
+}
+
+#[test]
+fn a_block_that_the_client_has_begun_is_not_spilled() {
+    let mut scenario = small_file();
+    scenario.conf.busy_buffers_size = 5;
+    let mut simulator = Simulator::new(&scenario);
+    simulator.step(&Step::Receive(16));
+    simulator.step(&Step::ClientReads);
+    assert_eq!(simulator.received, 5);
+    while simulator.jobs.is_empty() {
+        simulator.step(&Step::Receive(1000));
+    }
+    let Job::Write { chunks, .. } = &simulator.jobs[0] else { panic!("{:?}", simulator.jobs) };
+    assert_eq!(chunks[0][0], byte(16));
 }
