@@ -70,7 +70,10 @@ impl ResponseBody {
 /// The route's buffering, which `X-Accel-Buffering` overrides unless ignored.
 fn pipe_conf(route: &conf::Route, header: &ResponseHeader) -> PipeConf {
     let conf = &route.buffering;
-    let asked = header.headers.get("x-accel-buffering").filter(|_| !route.ignore_headers.contains(&conf::IgnoredHeader::XAccelBuffering));
+    let asked = header
+        .headers
+        .get("x-accel-buffering")
+        .filter(|_| !route.ignore_headers.contains(&conf::IgnoredHeader::XAccelBuffering));
     let buffering = match asked.map(|value| value.as_bytes()) {
         Some(value) if value.eq_ignore_ascii_case(b"yes") => true,
         Some(value) if value.eq_ignore_ascii_case(b"no") => false,
@@ -163,8 +166,7 @@ impl Fill {
         }
         self.chosen = None;
         self.rest = RequestBody::None(crate::protocol::BodyLength::None);
-        self.report =
-            Some(UpstreamReport { free_at: Instant::now(), bytes_received: self.bytes_received, outcome });
+        self.report = Some(UpstreamReport { free_at: Instant::now(), bytes_received: self.bytes_received, outcome });
     }
 
     /// What became of the upstream; before its end: `aborted`, since then it is about to be dropped.

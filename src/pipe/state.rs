@@ -169,6 +169,16 @@ impl State {
         self.slots.used()
     }
 
+    #[cfg(test)]
+    pub(super) fn file_length(&self) -> u64 {
+        self.slots.length()
+    }
+
+    #[cfg(test)]
+    pub(super) fn slot_size(&self) -> u64 {
+        self.sizes.write as u64
+    }
+
     /// The length of what would be spilled next.
     #[cfg(test)]
     pub(super) fn next_spill(&self) -> Option<usize> {
@@ -294,7 +304,8 @@ impl Sizes {
     /// cannot have it all: then no combination of numbers gets stuck.
     fn new(conf: &PipeConf) -> Self {
         let block = if conf.buffering { conf.buffers_size } else { conf.buffer_size }.max(2);
-        let write = conf.temp_file_write_size.max(block);
+        let file_max = usize::try_from(conf.max_temp_file_size).unwrap_or(usize::MAX);
+        let write = conf.temp_file_write_size.min(file_max).max(block);
         let all_but_one = conf.buffers_number.saturating_sub(1).max(1);
         let growth_max = match conf.buffering {
             true => (conf.buffers_number / 2).min(AREA_MAX.min(write) / block).clamp(1, 4),
