@@ -7,4 +7,6 @@ mod requests;
 mod retries;
 mod smuggling;
 mod timeouts;
+mod tls_h2;
+mod websocket;
 mod support;
