@@ -1,0 +1,487 @@
+//! The stack of filters of a route, and one request's way through it.
+//!
+//! [`Chain`] is built once, from values of any type that implements [`UpstreamPhases`], and knows for each hook which
+//! filters use it. [`Pass`] is one request's way: the session, each filter's context, and how far the response header
+//! has come. Request hooks run first filter to last, response hooks last to first.
+
+use crate::bufs::Bufs;
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::FilterTimes;
+use crate::peers::Peer;
+use crate::phases::{Flow, Header, UpstreamPhases};
+use crate::session::Session;
+use futures::FutureExt;
+use pingora_http::{RequestHeader, ResponseHeader};
+use std::any::Any;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+type Context = dyn Any + Send + Sync;
+type HookFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One request in so many has its filters' times measured, so that the clock costs the others nothing.
+const TIMED_ONE_IN: usize = 16;
+
+/// A stack of filters, outermost first.
+#[derive(Default)]
+pub struct Chain {
+    filters: Vec<Arc<Filter>>,
+    uses: [Vec<usize>; HOOKS],
+    requests: AtomicUsize,
+}
+
+/// A named filter, ready to be placed in chains.
+pub struct Filter {
+    name: String,
+    phases: Box<dyn ErasedPhases>,
+    times: FilterTimes,
+}
+
+impl Filter {
+    /// Wrap `phases`; `name` is what logs and `millpond_filter_seconds` call it.
+    pub fn new<P: UpstreamPhases>(name: impl Into<String>, phases: P) -> Arc<Self> {
+        let name = name.into();
+        let times = FilterTimes::new(&name, &HOOK_NAMES);
+        Arc::new(Filter { name, phases: Box::new(phases), times })
+    }
+}
+
+const HOOKS: usize = 8;
+const HOOK_NAMES: [&str; HOOKS] = [
+    "request_filter",
+    "request_body_filter",
+    "upstream_peer",
+    "upstream_request_filter",
+    "upstream_response_filter",
+    "response_filter",
+    "body_filter",
+    "logging",
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hook {
+    Request,
+    RequestBody,
+    UpstreamPeer,
+    UpstreamRequest,
+    UpstreamResponse,
+    Response,
+    Body,
+    Logging,
+}
+
+impl Chain {
+    /// Stack `filters`, the first one outermost.
+    pub fn new(filters: impl IntoIterator<Item = Arc<Filter>>) -> Self {
+        let filters: Vec<_> = filters.into_iter().collect();
+        let mut uses: [Vec<usize>; HOOKS] = Default::default();
+        for (index, filter) in filters.iter().enumerate() {
+            for (hook, used) in filter.phases.hooks().into_iter().enumerate() {
+                if used {
+                    uses[hook].push(index);
+                }
+            }
+        }
+        Chain { filters, uses, requests: AtomicUsize::new(0) }
+    }
+
+    /// How many filters are stacked.
+    pub fn len(&self) -> usize {
+        self.filters.len()
+    }
+
+    /// No filters at all?
+    pub fn is_empty(&self) -> bool {
+        self.filters.is_empty()
+    }
+
+    fn users(&self, hook: Hook) -> &[usize] {
+        &self.uses[hook as usize]
+    }
+
+    /// Does any filter look at request bodies?
+    pub(crate) fn filters_request_body(&self) -> bool {
+        !self.users(Hook::RequestBody).is_empty()
+    }
+}
+
+/// One request's way through a chain.
+pub(crate) struct Pass<'s> {
+    pub(crate) session: Session<'s>,
+    chain: Arc<Chain>,
+    contexts: Vec<Box<Context>>,
+    /// Filters `0..entered` have seen the request, and so see the response.
+    entered: usize,
+    /// The header on its way outwards, while a filter holds it.
+    held: Option<HeldHeader>,
+    /// Body bytes taken in since the last one was given out.
+    withheld: usize,
+    timed: bool,
+    /// The filters have failed on the error page too; they see no more of the response.
+    left: bool,
+}
+
+struct HeldHeader {
+    /// The filter that holds it.
+    by: usize,
+}
+
+impl<'s> Pass<'s> {
+    pub(crate) fn new(session: Session<'s>, chain: &Arc<Chain>) -> Self {
+        let timed =
+            !chain.is_empty() && chain.requests.fetch_add(1, Ordering::Relaxed).is_multiple_of(TIMED_ONE_IN);
+        Pass {
+            session,
+            chain: chain.clone(),
+            contexts: chain.filters.iter().map(|filter| filter.phases.new_ctx()).collect(),
+            entered: 0,
+            held: None,
+            withheld: 0,
+            timed,
+            left: false,
+        }
+    }
+
+    /// Phase 1. `Done` when a filter has answered; its answer waits in the session.
+    pub(crate) async fn request_filter(&mut self) -> Result<Flow> {
+        let chain = self.chain.clone();
+        for &index in chain.users(Hook::Request) {
+            self.entered = index + 1;
+            let hook = guarded(&chain.filters[index], Hook::Request, self.timed, |phases| {
+                phases.request_filter(&mut self.session, &mut *self.contexts[index])
+            });
+            if hook.await? == Flow::Done {
+                return Ok(Flow::Done);
+            }
+        }
+        self.entered = chain.filters.len();
+        Ok(Flow::Continue)
+    }
+
+    pub(crate) async fn request_body_filter(&mut self, body: &mut Bufs) -> Result<()> {
+        let chain = self.chain.clone();
+        for &index in chain.users(Hook::RequestBody) {
+            guarded(&chain.filters[index], Hook::RequestBody, self.timed, |phases| {
+                phases.request_body_filter(&mut self.session, body, &mut *self.contexts[index])
+            })
+            .await?;
+            if body.is_empty() && !body.is_last() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn upstream_peer(&mut self) -> Result<Option<Peer>> {
+        let chain = self.chain.clone();
+        for &index in chain.users(Hook::UpstreamPeer) {
+            let peer = guarded(&chain.filters[index], Hook::UpstreamPeer, self.timed, |phases| {
+                phases.upstream_peer(&mut self.session, &mut *self.contexts[index])
+            })
+            .await?;
+            if peer.is_some() {
+                return Ok(peer);
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) async fn upstream_request_filter(&mut self, request: &mut RequestHeader) -> Result<()> {
+        let chain = self.chain.clone();
+        for &index in chain.users(Hook::UpstreamRequest) {
+            guarded(&chain.filters[index], Hook::UpstreamRequest, self.timed, |phases| {
+                phases.upstream_request_filter(&mut self.session, request, &mut *self.contexts[index])
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn upstream_response_filter(&mut self, response: &mut ResponseHeader) -> Result<()> {
+        let chain = self.chain.clone();
+        for &index in chain.users(Hook::UpstreamResponse).iter().rev() {
+            guarded(&chain.filters[index], Hook::UpstreamResponse, self.timed, |phases| {
+                phases.upstream_response_filter(&mut self.session, response, &mut *self.contexts[index])
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Phase 4: start the header on its way outwards. `Some` when it passed every filter; else one holds it.
+    pub(crate) async fn response_filter(&mut self, header: ResponseHeader) -> Result<Option<ResponseHeader>> {
+        self.held = None;
+        self.withheld = 0;
+        self.header_outwards(header, self.reach()).await
+    }
+
+    /// Filters `0..reach` see the response.
+    fn reach(&self) -> usize {
+        if self.left { 0 } else { self.entered }
+    }
+
+    /// The header goes on outwards from filter `below`, which has let it go.
+    async fn header_outwards(&mut self, mut header: ResponseHeader, below: usize) -> Result<Option<ResponseHeader>> {
+        let chain = self.chain.clone();
+        for &index in chain.users(Hook::Response).iter().rev().filter(|index| **index < below) {
+            let hook = guarded(&chain.filters[index], Hook::Response, self.timed, |phases| {
+                phases.response_filter(&mut self.session, &mut header, &mut *self.contexts[index])
+            });
+            if hook.await? == Header::Hold {
+                self.session.set_held_header(header);
+                self.held = Some(HeldHeader { by: index });
+                return Ok(None);
+            }
+        }
+        Ok(Some(header))
+    }
+
+    /// Phase 5: a run of body chunks on its way outwards. Gives the header when a filter let it go with this run.
+    pub(crate) async fn body_filter(&mut self, body: &mut Bufs) -> Result<Option<ResponseHeader>> {
+        if self.chain.users(Hook::Body).is_empty() && self.held.is_none() {
+            return Ok(None);
+        }
+        let taken_in = body.len();
+        let mut released = None;
+        let chain = self.chain.clone();
+        // A filter that holds the header without a body_filter of its own lets go of it with the first run.
+        let mut position = self.reach();
+        while position > 0 {
+            position -= 1;
+            if chain.users(Hook::Body).contains(&position) {
+                guarded(&chain.filters[position], Hook::Body, self.timed, |phases| {
+                    phases.body_filter(&mut self.session, body, &mut *self.contexts[position])
+                })
+                .await?;
+            }
+            if body.is_empty() && !body.is_last() {
+                break;
+            }
+            if self.held.as_ref().is_some_and(|held| held.by == position) {
+                self.held = None;
+                if let Some(header) = self.session.take_held_header() {
+                    released = self.header_outwards(header, position).await?;
+                }
+            }
+        }
+        self.watch_withheld(taken_in, body)?;
+        Ok(released)
+    }
+
+    /// What filters hold is bounded: fail when more than `filter_hold_max` bytes went in since one came out.
+    fn watch_withheld(&mut self, taken_in: usize, body: &Bufs) -> Result<()> {
+        self.withheld = if body.is_empty() { self.withheld + taken_in } else { 0 };
+        let limit = self.session.route().conf().filter_hold_max;
+        if self.withheld as u64 > limit {
+            let text = format!("the filters hold back more than {limit} bytes of the body (filter_hold_max)");
+            return Err(Error::new(ErrorKind::Filter, text));
+        }
+        Ok(())
+    }
+
+    /// Is the response header with a filter that has not let it go yet?
+    pub(crate) fn holds_header(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Will a request body be looked at by a filter?
+    pub(crate) fn filters_request_body(&self) -> bool {
+        self.chain.filters_request_body()
+    }
+
+    /// No filter sees anything any more but `logging`: they have failed on the error page.
+    pub(crate) fn leave_filters(&mut self) {
+        self.left = true;
+        self.held = None;
+    }
+
+    /// Phase 6, for every filter of the chain.
+    pub(crate) async fn logging(&mut self, error: Option<&Error>) {
+        let chain = self.chain.clone();
+        for &index in chain.users(Hook::Logging).iter().rev() {
+            let filter = &chain.filters[index];
+            let hook = filter.phases.logging(&mut self.session, error, &mut *self.contexts[index]);
+            if AssertUnwindSafe(hook).catch_unwind().await.is_err() {
+                log::error!("filter {}: panic in logging", filter.name);
+            }
+        }
+    }
+}
+
+/// Run a hook: a panic becomes an error that names the filter, an error is given the filter's name, time is measured.
+async fn guarded<'a, T>(
+    filter: &'a Filter,
+    hook: Hook,
+    timed: bool,
+    call: impl FnOnce(&'a dyn ErasedPhases) -> HookFuture<'a, Result<T>>,
+) -> Result<T> {
+    let started = timed.then(std::time::Instant::now);
+    let outcome = AssertUnwindSafe(call(&*filter.phases)).catch_unwind().await;
+    if let Some(started) = started {
+        filter.times.observe(hook as usize, started.elapsed());
+    }
+    match outcome {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => {
+            log::debug!("filter {}: {} failed: {error}", filter.name, HOOK_NAMES[hook as usize]);
+            Err(error)
+        }
+        Err(panic) => {
+            let text = format!("filter {}: panic in {}: {}", filter.name, HOOK_NAMES[hook as usize], said(&*panic));
+            Err(Error::new(ErrorKind::Filter, text))
+        }
+    }
+}
+
+fn said(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+/// [`UpstreamPhases`] without its type, for a chain of unlike filters.
+trait ErasedPhases: Send + Sync {
+    /// Which hooks this filter uses, in the order of [`HOOK_NAMES`].
+    fn hooks(&self) -> [bool; HOOKS];
+    fn new_ctx(&self) -> Box<Context>;
+    fn request_filter<'a>(&'a self, s: &'a mut Session<'_>, c: &'a mut Context) -> HookFuture<'a, Result<Flow>>;
+    fn request_body_filter<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        b: &'a mut Bufs,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, Result<()>>;
+    fn upstream_peer<'a>(&'a self, s: &'a mut Session<'_>, c: &'a mut Context)
+    -> HookFuture<'a, Result<Option<Peer>>>;
+    fn upstream_request_filter<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        r: &'a mut RequestHeader,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, Result<()>>;
+    fn upstream_response_filter<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        r: &'a mut ResponseHeader,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, Result<()>>;
+    fn response_filter<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        r: &'a mut ResponseHeader,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, Result<Header>>;
+    fn body_filter<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        b: &'a mut Bufs,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, Result<()>>;
+    fn logging<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        e: Option<&'a Error>,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, ()>;
+}
+
+/// The size of what a hook returns, without calling it: a default returns a future without a size.
+fn used<A, R>(_hook: impl FnOnce(A) -> R) -> bool {
+    size_of::<R>() > 0
+}
+
+/// A filter's own context. The chain makes them, in the order of its filters, and hands each filter its own.
+fn own<P: UpstreamPhases>(context: &mut Context) -> &mut P::Ctx {
+    context.downcast_mut().expect("a chain keeps contexts in the order of its filters")
+}
+
+impl<P: UpstreamPhases> ErasedPhases for P {
+    fn hooks(&self) -> [bool; HOOKS] {
+        type S<'a> = &'a mut Session<'a>;
+        [
+            used(|(p, s, c): (&P, S<'_>, &mut P::Ctx)| p.request_filter(s, c)),
+            used(|(p, s, b, c): (&P, S<'_>, &mut Bufs, &mut P::Ctx)| p.request_body_filter(s, b, c)),
+            used(|(p, s, c): (&P, S<'_>, &mut P::Ctx)| p.upstream_peer(s, c)),
+            used(|(p, s, r, c): (&P, S<'_>, &mut RequestHeader, &mut P::Ctx)| p.upstream_request_filter(s, r, c)),
+            used(|(p, s, r, c): (&P, S<'_>, &mut ResponseHeader, &mut P::Ctx)| p.upstream_response_filter(s, r, c)),
+            used(|(p, s, r, c): (&P, S<'_>, &mut ResponseHeader, &mut P::Ctx)| p.response_filter(s, r, c)),
+            used(|(p, s, b, c): (&P, S<'_>, &mut Bufs, &mut P::Ctx)| p.body_filter(s, b, c)),
+            used(|(p, s, e, c): (&P, S<'_>, Option<&Error>, &mut P::Ctx)| p.logging(s, e, c)),
+        ]
+    }
+
+    fn new_ctx(&self) -> Box<Context> {
+        Box::new(UpstreamPhases::new_ctx(self))
+    }
+
+    fn request_filter<'a>(&'a self, s: &'a mut Session<'_>, c: &'a mut Context) -> HookFuture<'a, Result<Flow>> {
+        Box::pin(UpstreamPhases::request_filter(self, s, own::<P>(c)))
+    }
+
+    fn request_body_filter<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        b: &'a mut Bufs,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, Result<()>> {
+        Box::pin(UpstreamPhases::request_body_filter(self, s, b, own::<P>(c)))
+    }
+
+    fn upstream_peer<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, Result<Option<Peer>>> {
+        Box::pin(UpstreamPhases::upstream_peer(self, s, own::<P>(c)))
+    }
+
+    fn upstream_request_filter<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        r: &'a mut RequestHeader,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, Result<()>> {
+        Box::pin(UpstreamPhases::upstream_request_filter(self, s, r, own::<P>(c)))
+    }
+
+    fn upstream_response_filter<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        r: &'a mut ResponseHeader,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, Result<()>> {
+        Box::pin(UpstreamPhases::upstream_response_filter(self, s, r, own::<P>(c)))
+    }
+
+    fn response_filter<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        r: &'a mut ResponseHeader,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, Result<Header>> {
+        Box::pin(UpstreamPhases::response_filter(self, s, r, own::<P>(c)))
+    }
+
+    fn body_filter<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        b: &'a mut Bufs,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, Result<()>> {
+        Box::pin(UpstreamPhases::body_filter(self, s, b, own::<P>(c)))
+    }
+
+    fn logging<'a>(
+        &'a self,
+        s: &'a mut Session<'_>,
+        e: Option<&'a Error>,
+        c: &'a mut Context,
+    ) -> HookFuture<'a, ()> {
+        Box::pin(UpstreamPhases::logging(self, s, e, own::<P>(c)))
+    }
+}

@@ -1,0 +1,128 @@
+//! `upstreams:`.
+
+use super::Resolver;
+use super::files::host_and_port;
+use crate::conf::source::{item_path, key_path};
+use crate::conf::{Http2, Keepalive, Server, Upstream, UpstreamTls, raw};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+impl Resolver {
+    pub(super) fn upstreams(&mut self, raw: &raw::Conf) -> BTreeMap<String, Upstream> {
+        let upstreams = raw.upstreams.iter();
+        upstreams.map(|(name, upstream)| (name.clone(), self.upstream(name, upstream))).collect()
+    }
+
+    fn upstream(&mut self, name: &str, raw: &raw::Upstream) -> Upstream {
+        let path = key_path("upstreams", name);
+        let servers = self.servers(&raw.servers, &key_path(&path, "servers"));
+        let tls_path = key_path(&path, "tls");
+        Upstream {
+            name: name.to_owned(),
+            protocol: raw.protocol,
+            balance: raw.balance,
+            keepalive: self.keepalive(&raw.keepalive, &key_path(&path, "keepalive")),
+            http_version: raw.http_version,
+            http2: self.http2(&raw.http2, &key_path(&path, "http2")),
+            tls: raw.tls.as_ref().map(|tls| self.upstream_tls(tls, &servers, &tls_path)),
+            servers,
+        }
+    }
+
+    fn servers(&mut self, raw: &[raw::Server], path: &str) -> Vec<Server> {
+        if raw.is_empty() {
+            self.error(path, "nothing", "at least one server");
+        }
+        let servers = raw.iter().enumerate();
+        servers.flat_map(|(index, server)| self.server(server, &item_path(path, index))).collect()
+    }
+
+    /// One entry is one server for each address of its name.
+    fn server(&mut self, raw: &raw::Server, path: &str) -> Vec<Server> {
+        let (options, address_path) = match raw {
+            raw::Server::Address(address) => {
+                (&raw::ServerOptions { address: address.clone(), ..Default::default() }, path.to_owned())
+            }
+            raw::Server::Full(options) => (options, key_path(path, "address")),
+        };
+        if options.weight == 0 {
+            self.error(&key_path(path, "weight"), "0", "at least 1; `down: true` takes a server out of use");
+        }
+        if options.max_fails > 0 {
+            self.positive(options.fail_timeout, &key_path(path, "fail_timeout"));
+        }
+        let addresses = self.server_addresses(&options.address, &address_path);
+        let server = |address| Server {
+            address,
+            name: options.address.clone(),
+            weight: options.weight,
+            max_fails: options.max_fails,
+            fail_timeout: options.fail_timeout.0,
+            max_conns: options.max_conns,
+            backup: options.backup,
+            down: options.down,
+        };
+        addresses.into_iter().map(server).collect()
+    }
+
+    fn keepalive(&mut self, raw: &raw::Keepalive, path: &str) -> Keepalive {
+        if raw.connections > 0 {
+            self.positive(raw.timeout, &key_path(path, "timeout"));
+        }
+        Keepalive { connections: raw.connections, timeout: raw.timeout.0 }
+    }
+
+    /// HTTP/2 windows are 31 bits (RFC 9113 6.9.1), the connection's is `streams × window`.
+    fn http2(&mut self, raw: &raw::Http2, path: &str) -> Http2 {
+        const LARGEST: u64 = (1 << 31) - 1;
+        if raw.streams == 0 {
+            self.error(&key_path(path, "streams"), "0", "at least 1");
+        }
+        let connection = u64::from(raw.streams).saturating_mul(raw.window.0);
+        if raw.window.0 == 0 || connection > LARGEST {
+            let expected = "a size from 1 byte on whose product with `streams` is below 2GiB";
+            self.error(&key_path(path, "window"), raw.window.to_string(), expected);
+        }
+        Http2 { streams: raw.streams, window: u32::try_from(raw.window.0).unwrap_or(u32::MAX) }
+    }
+
+    fn upstream_tls(&mut self, raw: &raw::UpstreamTls, servers: &[Server], path: &str) -> UpstreamTls {
+        let mut file = |text: &Option<String>, key: &str, label: &str| {
+            text.as_ref().map(|text| self.pem(text, label, &key_path(path, key)))
+        };
+        let ca_file = file(&raw.ca_file, "ca_file", "CERTIFICATE");
+        let cert_file = file(&raw.cert_file, "cert_file", "CERTIFICATE");
+        let key_file = file(&raw.key_file, "key_file", "PRIVATE KEY");
+        match (&cert_file, &key_file) {
+            (Some(_), None) => self.error(&key_path(path, "key_file"), "nothing", "the key of `cert_file`"),
+            (None, Some(_)) => self.error(&key_path(path, "cert_file"), "nothing", "the certificate of `key_file`"),
+            _ => {}
+        }
+        let server_name = match &raw.server_name {
+            Some(name) => name.clone(),
+            None => self.common_name(servers, raw.verify, &key_path(path, "server_name")),
+        };
+        UpstreamTls { server_name, verify: raw.verify, ca_file, cert_file, key_file }
+    }
+
+    /// The name all servers have in the file.
+    fn common_name(&mut self, servers: &[Server], verify: bool, path: &str) -> String {
+        let names: BTreeSet<&str> = servers.iter().map(host_name).collect();
+        match names.into_iter().collect::<Vec<_>>().as_slice() {
+            [name] if !name.is_empty() => (*name).to_owned(),
+            _ => {
+                if verify && !servers.is_empty() {
+                    let expected = "the name in the servers' certificates, as the servers do not share a name";
+                    self.error(path, "nothing", expected);
+                }
+                String::new()
+            }
+        }
+    }
+}
+
+/// The host name a server has in the file; empty if it has only an address.
+fn host_name(server: &Server) -> &str {
+    let host = host_and_port(&server.name).map(|(host, _)| host);
+    host.filter(|host| host.parse::<IpAddr>().is_err()).unwrap_or_default()
+}

@@ -1,0 +1,215 @@
+//! Phase 5, the upstream's half: the body into the pipe, and the connection free at its end.
+
+use super::request_body::RequestBody;
+use super::send_request::ByteStream;
+use super::wire::{Step, Wire};
+use super::{Response, finish};
+use crate::bufs::Bufs;
+use crate::conf;
+use crate::error::{Error, ErrorKind, Result};
+use crate::peers::Chosen;
+use crate::pipe::{Limits, PipeConf, PipeReader, PipeWriter, pipe};
+use bytes::BytesMut;
+use http::HeaderMap;
+use pingora_http::ResponseHeader;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+use tokio::io::AsyncReadExt;
+
+/// A response body, as its reader gets it.
+pub(crate) enum ResponseBody {
+    /// It came whole with its header; the upstream is free already.
+    Whole { body: Bufs, trailers: Option<HeaderMap>, upstream: UpstreamReport },
+    /// It comes through a pipe, while its [`Fill`] is polled.
+    Piped { reader: PipeReader, fill: Box<Fill> },
+}
+
+/// What is known of the upstream's side once it is done.
+#[derive(Clone, Debug)]
+pub(crate) struct UpstreamReport {
+    pub(crate) free_at: Instant,
+    pub(crate) bytes_received: u64,
+    pub(crate) outcome: &'static str,
+}
+
+impl ResponseBody {
+    /// Take over an answered attempt: `rest` is what is left of the request body.
+    pub(crate) fn new(
+        route: &conf::Route,
+        header: ResponseHeader,
+        mut wire: Box<dyn Wire>,
+        chosen: Chosen,
+        rest: RequestBody,
+        limits: &Arc<Limits>,
+    ) -> Response {
+        chosen.report(false);
+        let status = header.status.as_u16();
+        let early = wire.take_early();
+        if let Ok(early) = &early
+            && early.done
+        {
+            let body = Bufs::from_chunk(early.body.clone().freeze(), true);
+            let upstream = UpstreamReport {
+                free_at: Instant::now(),
+                bytes_received: body.len() as u64,
+                outcome: finish::status_class(status),
+            };
+            let trailers = wire.trailers();
+            wire.release();
+            return Response::Message(header, ResponseBody::Whole { body, trailers, upstream });
+        }
+        let (writer, reader) = pipe(&pipe_conf(route, &header), limits);
+        let fill = Fill::new(wire, rest, writer, chosen, status, early.map(|early| early.body));
+        Response::Message(header, ResponseBody::Piped { reader, fill: Box::new(fill) })
+    }
+}
+
+/// The route's buffering, which `X-Accel-Buffering` overrides unless ignored.
+fn pipe_conf(route: &conf::Route, header: &ResponseHeader) -> PipeConf {
+    let conf = &route.buffering;
+    let asked = header.headers.get("x-accel-buffering").filter(|_| !route.ignore_headers.contains(&conf::IgnoredHeader::XAccelBuffering));
+    let buffering = match asked.map(|value| value.as_bytes()) {
+        Some(value) if value.eq_ignore_ascii_case(b"yes") => true,
+        Some(value) if value.eq_ignore_ascii_case(b"no") => false,
+        _ => conf.enabled,
+    };
+    PipeConf {
+        buffering,
+        buffer_size: conf.buffer_size,
+        buffers_number: conf.number,
+        buffers_size: conf.size,
+        busy_buffers_size: conf.busy_buffers_size,
+        max_temp_file_size: conf.max_temp_file_size,
+        temp_file_write_size: conf.temp_file_write_size,
+    }
+}
+
+/// The future that reads the upstream into the pipe, and goes on sending the request if need be. It is polled, step by
+/// step, beside whoever reads the pipe; dropped, it closes the upstream's connection and marks the pipe truncated.
+pub(crate) struct Fill {
+    wire: Option<Box<dyn Wire>>,
+    rest: RequestBody,
+    pipe: Option<PipeWriter>,
+    chosen: Option<Chosen>,
+    status: u16,
+    report: Option<UpstreamReport>,
+    bytes_received: u64,
+}
+
+impl Fill {
+    fn new(
+        wire: Box<dyn Wire>,
+        rest: RequestBody,
+        pipe: PipeWriter,
+        chosen: Chosen,
+        status: u16,
+        early: Result<BytesMut>,
+    ) -> Self {
+        let mut fill = Fill {
+            wire: Some(wire),
+            rest,
+            pipe: Some(pipe),
+            chosen: Some(chosen),
+            status,
+            report: None,
+            bytes_received: 0,
+        };
+        match early {
+            Ok(body) => {
+                if let Some(pipe) = &mut fill.pipe {
+                    pipe.preread(body);
+                }
+            }
+            Err(error) => fill.end(Err(error)),
+        }
+        fill
+    }
+
+    /// Go one step. `Ready(true)` after progress, `Ready(false)` when the upstream is done with.
+    pub(crate) fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let (Some(wire), Some(pipe)) = (&mut self.wire, &mut self.pipe) else { return Poll::Ready(false) };
+        // A client that leaves in the middle of its request ends the exchange at its own place; here it only stops.
+        let _ = wire.poll_send(cx, &mut self.rest);
+        match ready!(wire.poll_body(cx, pipe)) {
+            Ok(Step::More) => Poll::Ready(true),
+            Ok(Step::Done) => {
+                self.end(Ok(()));
+                Poll::Ready(true)
+            }
+            Err(error) => {
+                self.end(Err(error));
+                Poll::Ready(true)
+            }
+        }
+    }
+
+    /// The upstream is done, one way or the other.
+    fn end(&mut self, ended: Result<()>) {
+        let (Some(mut wire), Some(pipe)) = (self.wire.take(), self.pipe.take()) else { return };
+        let outcome = match &ended {
+            Ok(()) => finish::status_class(self.status),
+            Err(error) => finish::outcome_of(error),
+        };
+        self.bytes_received = pipe.bytes_in();
+        match ended {
+            Ok(()) => {
+                pipe.finish(wire.trailers());
+                wire.release();
+            }
+            Err(error) => pipe.fail(error),
+        }
+        self.chosen = None;
+        self.rest = RequestBody::None(crate::protocol::BodyLength::None);
+        self.report =
+            Some(UpstreamReport { free_at: Instant::now(), bytes_received: self.bytes_received, outcome });
+    }
+
+    /// What became of the upstream; before its end: `aborted`, since then it is about to be dropped.
+    pub(crate) fn report(&self) -> UpstreamReport {
+        self.report.clone().unwrap_or_else(|| UpstreamReport {
+            free_at: Instant::now(),
+            bytes_received: self.pipe.as_ref().map_or(0, PipeWriter::bytes_in),
+            outcome: "aborted",
+        })
+    }
+}
+
+impl ByteStream {
+    /// Read once into the pipe.
+    pub(super) fn poll_body_step(&mut self, cx: &mut Context<'_>, pipe: &mut PipeWriter) -> Poll<Result<Step>> {
+        let mut buffer = match self.reading.take() {
+            Some(buffer) => buffer,
+            None => ready!(pipe.poll_buffer(cx))?,
+        };
+        let read = pin!(self.stream.read_buf(&mut buffer)).poll(cx);
+        match read {
+            Poll::Ready(Ok(0)) => {
+                pipe.commit(buffer);
+                Poll::Ready(self.codec.end_of_input().map(|()| Step::Done))
+            }
+            Poll::Ready(Ok(_)) => {
+                self.read_timer.restart();
+                let input = self.codec.input_filter(&mut buffer);
+                buffer.truncate(input.as_ref().map_or(0, |input| input.body));
+                pipe.commit(buffer);
+                self.message_done = input?.done;
+                Poll::Ready(Ok(if self.message_done { Step::Done } else { Step::More }))
+            }
+            Poll::Ready(Err(cause)) => {
+                let text = format!("{} broke the connection in the middle of the body", self.peer);
+                Poll::Ready(Err(Error::because(ErrorKind::Truncated, text, cause)))
+            }
+            Poll::Pending => {
+                self.reading = Some(buffer);
+                if !self.upstreams_turn() {
+                    return Poll::Pending;
+                }
+                let doing = format!("reading the body from {}", self.peer);
+                self.read_timer.poll_limit(cx, ErrorKind::ReadTimeout, &doing)
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Phase 4: the upstream's header, while the request is still being sent and the client is watched.
+
+use super::finish;
+use super::request_body::RequestBody;
+use super::send_request::ByteStream;
+use super::wire::{Early, Step, Wire};
+use crate::bufs::Bufs;
+use crate::chain::Pass;
+use crate::client::ClientBody;
+use crate::error::{Error, ErrorKind, Result};
+use crate::headers;
+use crate::pipe::PipeWriter;
+use crate::protocol::Parsed;
+use bytes::{Buf, Bytes};
+use http::HeaderMap;
+use pingora_core::protocols::Stream;
+use pingora_http::ResponseHeader;
+use std::future::poll_fn;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+use tokio::io::AsyncReadExt;
+
+/// A final header.
+pub(crate) enum Received {
+    Header(ResponseHeader),
+    Upgraded(ResponseHeader),
+}
+
+/// Phases 3 and 4 of one attempt: send the request, and its body as it comes, until the header is there; then
+/// `upstream_response_filter`. Interim answers are dropped, as nginx drops them.
+pub(crate) async fn exchange_headers(
+    pass: &mut Pass<'_>,
+    wire: &mut dyn Wire,
+    body: &mut RequestBody,
+    client: &mut ClientBody,
+) -> Result<Received> {
+    let parsed = loop {
+        enum Event {
+            Header(Result<Parsed>),
+            Client(Result<Bufs>),
+        }
+        let event = poll_fn(|cx| {
+            if let Poll::Ready(Err(error)) = wire.poll_send(cx, body) {
+                return Poll::Ready(Event::Header(Err(error)));
+            }
+            if let Poll::Ready(parsed) = wire.poll_header(cx) {
+                return Poll::Ready(Event::Header(parsed));
+            }
+            client.poll_read(cx, &mut pass.session).map(Event::Client)
+        })
+        .await;
+        match event {
+            Event::Header(Ok(Parsed::Interim(..) | Parsed::Partial)) => {}
+            Event::Header(parsed) => break parsed?,
+            Event::Client(run) => {
+                let mut run = run?;
+                pass.request_body_filter(&mut run).await?;
+                client.pass_on(run);
+            }
+        }
+    };
+    let (mut header, upgraded) = match parsed {
+        Parsed::Upgraded(header, _) => (header, true),
+        Parsed::Done(header, _) | Parsed::Interim(header, _) => (header, false),
+        Parsed::Partial => return Err(Error::new(ErrorKind::Internal, "no header")),
+    };
+    note_header(pass, &header);
+    if !upgraded {
+        headers::strip_hop_by_hop_response(&mut header);
+    }
+    pass.upstream_response_filter(&mut header).await?;
+    Ok(if upgraded { Received::Upgraded(header) } else { Received::Header(header) })
+}
+
+fn note_header(pass: &mut Pass<'_>, header: &ResponseHeader) {
+    if let Some(attempt) = pass.session.attempts_mut().last_mut() {
+        attempt.status = Some(header.status.as_u16());
+        attempt.header_time = Some(Instant::now() - attempt.started);
+    }
+}
+
+impl Wire for ByteStream {
+    fn poll_send(&mut self, cx: &mut Context<'_>, body: &mut RequestBody) -> Poll<Result<()>> {
+        ByteStream::poll_send(self, cx, body)
+    }
+
+    fn poll_header(&mut self, cx: &mut Context<'_>) -> Poll<Result<Parsed>> {
+        loop {
+            match self.codec.process_header(&self.received)? {
+                Parsed::Partial => {}
+                Parsed::Interim(header, length) => {
+                    self.received.advance(length);
+                    return Poll::Ready(Ok(Parsed::Interim(header, length)));
+                }
+                Parsed::Done(header, length) => {
+                    self.received.advance(length);
+                    return Poll::Ready(Ok(Parsed::Done(header, length)));
+                }
+                Parsed::Upgraded(header, length) => {
+                    self.received.advance(length);
+                    return Poll::Ready(Ok(Parsed::Upgraded(header, length)));
+                }
+            }
+            ready!(self.poll_read_header(cx))?;
+        }
+    }
+
+    fn take_early(&mut self) -> Result<Early> {
+        let mut body = std::mem::take(&mut self.received);
+        let input = self.codec.input_filter(&mut body)?;
+        body.truncate(input.body);
+        self.message_done = input.done;
+        Ok(Early { body, done: input.done })
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>, pipe: &mut PipeWriter) -> Poll<Result<Step>> {
+        self.poll_body_step(cx, pipe)
+    }
+
+    fn trailers(&mut self) -> Option<HeaderMap> {
+        self.codec.trailers()
+    }
+
+    fn release(self: Box<Self>) {
+        finish::release(*self);
+    }
+
+    fn into_tunnel(self: Box<Self>) -> Option<(Stream, Bytes)> {
+        Some((self.stream, self.received.freeze()))
+    }
+
+    fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    fn has_sent(&self) -> bool {
+        ByteStream::has_sent(self)
+    }
+
+    fn has_received(&self) -> bool {
+        self.has_received
+    }
+}
+
+impl ByteStream {
+    /// Read more of the header.
+    fn poll_read_header(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        if self.received.len() >= self.header_size {
+            let text = format!("{} sent a header larger than {} bytes (buffer_size)", self.peer, self.header_size);
+            return Poll::Ready(Err(Error::new(ErrorKind::InvalidHeader, text)));
+        }
+        let read = pin!(self.stream.read_buf(&mut self.received)).poll(cx);
+        match read {
+            Poll::Ready(Ok(0)) => Poll::Ready(Err(self.closed("closed the connection", None))),
+            Poll::Ready(Ok(_)) => {
+                self.has_received = true;
+                self.read_timer.restart();
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.closed("broke the connection", Some(error)))),
+            // As long as the request is being sent it is not the upstream that is waited for.
+            Poll::Pending if !self.upstreams_turn() => Poll::Pending,
+            Poll::Pending => {
+                let doing = format!("waiting for the response header of {}", self.peer);
+                self.read_timer.poll_limit(cx, ErrorKind::ReadTimeout, &doing)
+            }
+        }
+    }
+
+    fn closed(&mut self, what: &str, cause: Option<std::io::Error>) -> Error {
+        if let Some(error) = self.take_send_error() {
+            return error;
+        }
+        let text = format!("{} {what} before its response header was complete", self.peer);
+        match cause {
+            Some(cause) => Error::because(ErrorKind::Closed, text, cause),
+            None => Error::new(ErrorKind::Closed, text),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Phase 1's end: the request that an attempt sends, a fresh copy each time.
+
+use super::request_body::RequestBody;
+use crate::chain::Pass;
+use crate::conf::{HostHeader, PathMatch};
+use crate::error::{Error, ErrorKind, Result};
+use crate::headers;
+use crate::peers::{Peer, Upstream};
+use crate::protocol::BodyLength;
+use crate::session::Session;
+use http::header::{EXPECT, HOST, HeaderValue, UPGRADE};
+use pingora_http::RequestHeader;
+use std::sync::Arc;
+
+/// The request for `peer`: hop-by-hop headers dropped, the route's `uri`, `host` and `set_headers` applied, then the
+/// filters' `upstream_request_filter`.
+pub(super) async fn upstream_request(
+    pass: &mut Pass<'_>,
+    upstream: &Arc<Upstream>,
+    peer: &Peer,
+    body: &RequestBody,
+) -> Result<RequestHeader> {
+    let session = &pass.session;
+    let mut request = session.request().clone();
+    let hop_by_hop = headers::strip_hop_by_hop(&mut request);
+    request.remove_header(&EXPECT);
+    request.remove_header(&http::header::CONTENT_LENGTH);
+    keep_upgrade(session, &mut request, &hop_by_hop.upgrade, body)?;
+    if hop_by_hop.te_trailers && upstream.connectors.http2.is_some() {
+        request.insert_header(http::header::TE, "trailers")?;
+    }
+    set_host(session, upstream, peer, &mut request)?;
+    set_uri(session, &mut request)?;
+    for (name, value) in &session.route().conf().set_headers {
+        let value = value.render(session);
+        if value.is_empty() {
+            request.remove_header(name);
+        } else {
+            request.insert_header(name.clone(), header_value(&value)?)?;
+        }
+    }
+    pass.upstream_request_filter(&mut request).await?;
+    Ok(request)
+}
+
+/// The first requested protocol that the route tunnels goes on; without one, the request is an ordinary one.
+fn keep_upgrade(
+    session: &Session<'_>,
+    request: &mut RequestHeader,
+    requested: &[String],
+    body: &RequestBody,
+) -> Result<()> {
+    let allowed = &session.route().conf().upgrade;
+    if let Some(protocol) = requested.iter().find(|protocol| allowed.contains(protocol))
+        && matches!(body.length(), BodyLength::None)
+    {
+        request.insert_header(UPGRADE, header_value(protocol)?)?;
+    }
+    Ok(())
+}
+
+fn set_host(session: &Session<'_>, upstream: &Upstream, peer: &Peer, request: &mut RequestHeader) -> Result<()> {
+    let host = match &session.route().conf().host {
+        HostHeader::Preserve => match client_host(session) {
+            Some(host) => host,
+            None => upstream_host(upstream, peer),
+        },
+        HostHeader::Upstream => upstream_host(upstream, peer),
+        HostHeader::Literal(host) => host.render(session).into_owned(),
+    };
+    request.insert_header(HOST, header_value(&host)?)?;
+    Ok(())
+}
+
+/// The host the client asked for: `:authority` in HTTP/2, else `Host`.
+pub(crate) fn client_host(session: &Session<'_>) -> Option<String> {
+    let request = session.request();
+    if let Some(authority) = request.uri.authority() {
+        return Some(authority.as_str().to_owned());
+    }
+    request.headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned)
+}
+
+/// What names the upstream: its TLS name, else the peer's address, else (a Unix socket) `localhost`.
+fn upstream_host(upstream: &Upstream, peer: &Peer) -> String {
+    match &upstream.conf.tls {
+        Some(tls) if !tls.server_name.is_empty() => tls.server_name.clone(),
+        _ if peer.name().starts_with("unix:") => "localhost".to_owned(),
+        _ => peer.name().to_string(),
+    }
+}
+
+/// `uri` replaces the matched prefix; with an exact path or a regular expression it replaces the whole path.
+fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
+    let conf = session.route().conf();
+    let target = request.raw_path();
+    let target = match &conf.uri {
+        // In HTTP/2, and in absolute form, the target has more than path and query.
+        None => match request.uri.authority() {
+            None => return Ok(()),
+            Some(_) => request.uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes().to_vec(),
+        },
+        Some(uri) => {
+            let replacement = uri.render(session);
+            let (path, query) = split_query(target);
+            let rest = match &conf.matches.path {
+                PathMatch::Prefix(prefix) => path.get(prefix.len()..).unwrap_or_default(),
+                PathMatch::Exact(_) | PathMatch::Regex(_) => b"",
+            };
+            [replacement.as_bytes(), rest, query].concat()
+        }
+    };
+    request.set_raw_path(&target)?;
+    Ok(())
+}
+
+/// The path, and the query with its question mark.
+fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
+    let query = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
+    target.split_at(query)
+}
+
+fn header_value(value: &str) -> Result<HeaderValue> {
+    HeaderValue::from_str(value).map_err(|error| {
+        Error::because(ErrorKind::Internal, format!("a header's value: found {value:?}"), error)
+    })
+}

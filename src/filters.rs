@@ -1,0 +1,22 @@
+//! The ready-made filters. Their files stand in `filters/`, each written as a user would write it, so that it can be
+//! copied into another crate and changed there.
+
+use crate::app::Millpond;
+
+#[path = "../filters/forwarded.rs"]
+pub mod forwarded;
+#[path = "../filters/headers.rs"]
+pub mod headers;
+#[path = "../filters/request_id.rs"]
+pub mod request_id;
+#[path = "../filters/sub.rs"]
+pub mod sub;
+
+/// Register them all.
+pub(crate) fn register(millpond: Millpond) -> Millpond {
+    millpond
+        .filter("forwarded", |conf| Ok(forwarded::Forwarded::new(conf)))
+        .filter("headers", |conf| Ok(headers::Headers::new(conf)))
+        .filter("request_id", request_id::RequestId::new)
+        .filter("sub", sub::Sub::new)
+}

@@ -1,0 +1,47 @@
+//! What a configuration becomes when it runs: services with their routes, chains and upstreams.
+
+use crate::chain::Chain;
+use crate::conf;
+use crate::metrics::RouteMetrics;
+use crate::peers::Upstream;
+use std::sync::Arc;
+
+/// A service: its routes, and how to choose among them.
+pub struct Service {
+    pub(crate) conf: conf::Service,
+    pub(crate) routes: Vec<Arc<Route>>,
+    /// What requests without a route are answered and counted under.
+    pub(crate) no_route: Arc<Route>,
+}
+
+impl Service {
+    /// Its name in the configuration, and in metrics.
+    pub fn name(&self) -> &str {
+        &self.conf.name
+    }
+}
+
+/// A route: its settings, its filters, its upstream.
+pub struct Route {
+    pub(crate) conf: conf::Route,
+    pub(crate) chain: Arc<Chain>,
+    pub(crate) upstream: Option<Arc<Upstream>>,
+    pub(crate) metrics: RouteMetrics,
+}
+
+impl Route {
+    /// Its name in the configuration, or what was made of its `match`; a metrics label.
+    pub fn name(&self) -> &str {
+        &self.conf.name
+    }
+
+    /// Its settings, `defaults` applied.
+    pub fn conf(&self) -> &conf::Route {
+        &self.conf
+    }
+
+    /// The upstream it passes requests to, unless its filters answer them all.
+    pub fn upstream(&self) -> Option<&Arc<Upstream>> {
+        self.upstream.as_ref()
+    }
+}
