@@ -1,7 +1,7 @@
 //! Prometheus metrics, all with the prefix `millpond_`. Label values come from the configuration or a closed set, never
 //! from a request.
 
-use crate::pipe::Limits;
+use crate::pipe::{Limits, PipeStats};
 use crate::session::{Attempt, Session};
 use once_cell::sync::Lazy;
 use prometheus::{
@@ -166,6 +166,13 @@ impl RouteMetrics {
         }
     }
 
+    /// What a pipe has done since it was last asked.
+    pub(crate) fn piped(&self, now: &PipeStats, before: &PipeStats) {
+        self.spills.inc_by(now.spills - before.spills);
+        self.disk_errors.inc_by(now.disk_errors - before.disk_errors);
+        self.backpressure.inc_by(now.backpressure.saturating_sub(before.backpressure).as_secs_f64());
+    }
+
     /// A request has begun; it is counted out again by [`count`].
     pub(crate) fn begun(&self) {
         self.in_flight.inc();
@@ -255,9 +262,6 @@ pub(crate) fn count(session: &Session<'_>) {
     if outcome.status == 499 {
         metrics.aborts.inc();
     }
-    metrics.spills.inc_by(session.buffered.spills);
-    metrics.disk_errors.inc_by(session.buffered.disk_errors);
-    metrics.backpressure.inc_by(session.buffered.backpressure.as_secs_f64());
     if let Some(free_at) = outcome.upstream_free_at {
         metrics.freed_early.observe(Instant::now().saturating_duration_since(free_at).as_secs_f64());
     }

@@ -300,6 +300,7 @@ async fn deliver_message(
             }
             note_upstream(&mut pass.session, &fill.report());
             pass.session.buffered = reader.stats();
+            fill.count(&pass.session.buffered);
             delivered
         }
     }

@@ -173,9 +173,9 @@ impl PipeWriter {
         self.shared.change(|core| core.state.push(chunk));
     }
 
-    /// Body bytes written so far.
-    pub fn bytes_in(&self) -> u64 {
-        self.shared.look(|core| core.stats().bytes_in)
+    /// What has happened so far.
+    pub fn stats(&self) -> PipeStats {
+        self.shared.look(|core| core.stats())
     }
 
     /// Ready when nobody will read any more.

@@ -60,6 +60,12 @@ impl Source {
     }
 }
 
+/// Wait until no request holds a connection to the upstream: what the kernel has accepted is read a moment later.
+async fn is_free(proxy: &Proxy) {
+    let active = async || proxy.metric("upstream_connections", &[("state", "active")]).await.filter(|active| *active == 0.0);
+    eventually("the upstream is free", active).await;
+}
+
 fn path(length: u64) -> String {
     format!("/{length}")
 }
@@ -75,6 +81,7 @@ async fn timed_a_client_that_reads_nothing_does_not_hold_the_upstream() {
     slow.send_request("GET", &path(64 * MIB), "").await;
     let head = slow.head().await;
     let accepted = source.done().await;
+    is_free(&proxy).await;
 
     let other = proxy.connect().await.get("/1000").await;
     let reused = accepted.elapsed();
@@ -222,6 +229,7 @@ async fn over_http2_too_a_client_that_reads_nothing_does_not_hold_the_upstream()
     let mut client = http2::Http2::connect_tls(proxy.ports.tls, "test").await;
     let slow = client.get_head(&path(64 * MIB)).await;
     source.done().await;
+    is_free(&proxy).await;
 
     assert_eq!(proxy.connect().await.get("/1000").await.body, pattern::body(1000));
     assert_eq!(source.origin.connections(), 1, "the upstream's connection is free");
