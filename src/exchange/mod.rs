@@ -181,7 +181,7 @@ fn judge(
         return Ok(Judged::TryNext);
     }
     let route = pass.session.route_arc().clone();
-    let response = ResponseBody::new(&route, header, wire, chosen, body.hand_over(), limits);
+    let response = ResponseBody::take_over(&route, header, wire, chosen, body.hand_over(), limits);
     Ok(Judged::PassOn(Box::new(response)))
 }
 

@@ -38,7 +38,7 @@ pub(crate) struct UpstreamReport {
 
 impl ResponseBody {
     /// Take over an answered attempt: `rest` is what is left of the request body.
-    pub(crate) fn new(
+    pub(super) fn take_over(
         route: &Arc<Route>,
         header: ResponseHeader,
         mut wire: Box<dyn Wire>,

@@ -62,7 +62,8 @@ impl Source {
 
 /// Wait until no request holds a connection to the upstream: what the kernel has accepted is read a moment later.
 async fn is_free(proxy: &Proxy) {
-    let active = async || proxy.metric("upstream_connections", &[("state", "active")]).await.filter(|active| *active == 0.0);
+    let active =
+        async || proxy.metric("upstream_connections", &[("state", "active")]).await.filter(|active| *active == 0.0);
     eventually("the upstream is free", active).await;
 }
 

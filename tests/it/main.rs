@@ -1,12 +1,12 @@
 //! The proxy as its users meet it: the binary is started with a configuration file and watched from outside.
 
-mod buffering;
 mod aborts;
+mod buffering;
 mod framing;
 mod requests;
 mod retries;
 mod smuggling;
+mod support;
 mod timeouts;
 mod tls_h2;
 mod websocket;
-mod support;
