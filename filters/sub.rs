@@ -48,11 +48,8 @@ impl Sub {
             let text = "replace: expected at least one text to replace, none of them empty";
             return Err(Error::new(ErrorKind::Filter, text));
         }
-        let mut pairs: Vec<_> = conf
-            .replace
-            .into_iter()
-            .map(|(old, new)| (old.into_bytes(), Bytes::from(new)))
-            .collect();
+        let mut pairs: Vec<_> =
+            conf.replace.into_iter().map(|(old, new)| (old.into_bytes(), Bytes::from(new))).collect();
         pairs.sort_by_key(|(old, _)| std::cmp::Reverse(old.len()));
         let types = conf.types.iter().map(|name| name.to_ascii_lowercase()).collect();
         Ok(Sub { pairs, types, once: conf.once })

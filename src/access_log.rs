@@ -102,11 +102,14 @@ fn json_line(session: &Session<'_>) -> Value {
     add("upstream", json!(session.route().upstream().map(|upstream| upstream.name().to_owned())));
     add("attempts", session.attempts().iter().map(attempt).collect());
     let buffered = &session.buffered;
-    add("buffered", json!({
-        "memory_high_water": buffered.memory_high_water,
-        "temp_file_high_water": buffered.file_high_water,
-        "backpressure": buffered.backpressure.as_secs_f64(),
-    }));
+    add(
+        "buffered",
+        json!({
+            "memory_high_water": buffered.memory_high_water,
+            "temp_file_high_water": buffered.file_high_water,
+            "backpressure": buffered.backpressure.as_secs_f64(),
+        }),
+    );
     add("error", json!(outcome.error.as_ref().map(|error| error.to_string())));
     Value::Object(line)
 }

@@ -113,12 +113,9 @@ impl Millpond {
     {
         let filter_name = name.to_owned();
         let factory: Factory = Box::new(move |value| {
-            let conf = serde_path_to_error::deserialize(value).map_err(|error| FilterConfError {
-                key: error.path().to_string(),
-                text: error.inner().to_string(),
-            })?;
-            let phases = make(conf)
-                .map_err(|error| FilterConfError { key: String::new(), text: error.to_string() })?;
+            let conf = serde_path_to_error::deserialize(value)
+                .map_err(|error| FilterConfError { key: error.path().to_string(), text: error.inner().to_string() })?;
+            let phases = make(conf).map_err(|error| FilterConfError { key: String::new(), text: error.to_string() })?;
             Ok(Filter::new(&filter_name, phases))
         });
         self.factories.insert(name.to_owned(), factory);

@@ -131,8 +131,7 @@ struct HeldHeader {
 
 impl<'s> Pass<'s> {
     pub(crate) fn new(session: Session<'s>, chain: &Arc<Chain>) -> Self {
-        let timed =
-            !chain.is_empty() && chain.requests.fetch_add(1, Ordering::Relaxed).is_multiple_of(TIMED_ONE_IN);
+        let timed = !chain.is_empty() && chain.requests.fetch_add(1, Ordering::Relaxed).is_multiple_of(TIMED_ONE_IN);
         Pass {
             session,
             chain: chain.clone(),
@@ -356,8 +355,7 @@ trait ErasedPhases: Send + Sync {
         b: &'a mut Bufs,
         c: &'a mut Context,
     ) -> HookFuture<'a, Result<()>>;
-    fn upstream_peer<'a>(&'a self, s: &'a mut Session<'_>, c: &'a mut Context)
-    -> HookFuture<'a, Result<Option<Peer>>>;
+    fn upstream_peer<'a>(&'a self, s: &'a mut Session<'_>, c: &'a mut Context) -> HookFuture<'a, Result<Option<Peer>>>;
     fn upstream_request_filter<'a>(
         &'a self,
         s: &'a mut Session<'_>,
@@ -382,12 +380,7 @@ trait ErasedPhases: Send + Sync {
         b: &'a mut Bufs,
         c: &'a mut Context,
     ) -> HookFuture<'a, Result<()>>;
-    fn logging<'a>(
-        &'a self,
-        s: &'a mut Session<'_>,
-        e: Option<&'a Error>,
-        c: &'a mut Context,
-    ) -> HookFuture<'a, ()>;
+    fn logging<'a>(&'a self, s: &'a mut Session<'_>, e: Option<&'a Error>, c: &'a mut Context) -> HookFuture<'a, ()>;
 }
 
 /// The size of what a hook returns, without calling it: a default returns a future without a size.
@@ -432,11 +425,7 @@ impl<P: UpstreamPhases> ErasedPhases for P {
         Box::pin(UpstreamPhases::request_body_filter(self, s, b, own::<P>(c)))
     }
 
-    fn upstream_peer<'a>(
-        &'a self,
-        s: &'a mut Session<'_>,
-        c: &'a mut Context,
-    ) -> HookFuture<'a, Result<Option<Peer>>> {
+    fn upstream_peer<'a>(&'a self, s: &'a mut Session<'_>, c: &'a mut Context) -> HookFuture<'a, Result<Option<Peer>>> {
         Box::pin(UpstreamPhases::upstream_peer(self, s, own::<P>(c)))
     }
 
@@ -476,12 +465,7 @@ impl<P: UpstreamPhases> ErasedPhases for P {
         Box::pin(UpstreamPhases::body_filter(self, s, b, own::<P>(c)))
     }
 
-    fn logging<'a>(
-        &'a self,
-        s: &'a mut Session<'_>,
-        e: Option<&'a Error>,
-        c: &'a mut Context,
-    ) -> HookFuture<'a, ()> {
+    fn logging<'a>(&'a self, s: &'a mut Session<'_>, e: Option<&'a Error>, c: &'a mut Context) -> HookFuture<'a, ()> {
         Box::pin(UpstreamPhases::logging(self, s, e, own::<P>(c)))
     }
 }

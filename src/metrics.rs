@@ -1,12 +1,13 @@
 //! Prometheus metrics, all with the prefix `millpond_`. Label values come from the configuration or a closed set, never
 //! from a request.
 
-use crate::pipe::Limits;
+use crate::pipe::{Limits, PipeStats};
 use crate::session::{Attempt, Session};
 use once_cell::sync::Lazy;
 use prometheus::{
-    Counter, CounterVec, Encoder, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, TextEncoder,
-    register_counter_vec, register_histogram_vec, register_int_counter_vec, register_int_gauge, register_int_gauge_vec,
+    Counter, CounterVec, Encoder, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    TextEncoder, register_counter_vec, register_histogram_vec, register_int_counter_vec, register_int_gauge,
+    register_int_gauge_vec,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,59 +47,97 @@ macro_rules! metric {
 
 static METRICS: Lazy<Metrics> = Lazy::new(|| Metrics {
     requests_total: metric!(
-        register_int_counter_vec, "requests_total", "Requests finished.", &["service", "route", "method", "status"]
+        register_int_counter_vec,
+        "requests_total",
+        "Requests finished.",
+        &["service", "route", "method", "status"]
     ),
     request_duration_seconds: metric!(
-        register_histogram_vec, "request_duration_seconds", "From the request's header to its last byte at the client.",
-        &["service", "route"], SECONDS.to_vec()
+        register_histogram_vec,
+        "request_duration_seconds",
+        "From the request's header to its last byte at the client.",
+        &["service", "route"],
+        SECONDS.to_vec()
     ),
     requests_in_flight: metric!(register_int_gauge_vec, "requests_in_flight", "Requests being served.", &["service"]),
     upstream_attempts_total: metric!(
-        register_int_counter_vec, "upstream_attempts_total", "Tries at peers, by what they came to.",
+        register_int_counter_vec,
+        "upstream_attempts_total",
+        "Tries at peers, by what they came to.",
         &["upstream", "peer", "outcome"]
     ),
     upstream_connect_seconds: metric!(
-        register_histogram_vec, "upstream_connect_seconds", "Time until a new connection was there.", &["upstream"],
+        register_histogram_vec,
+        "upstream_connect_seconds",
+        "Time until a new connection was there.",
+        &["upstream"],
         SECONDS.to_vec()
     ),
     upstream_header_seconds: metric!(
-        register_histogram_vec, "upstream_header_seconds", "Time until the response header was complete.", &["upstream"],
+        register_histogram_vec,
+        "upstream_header_seconds",
+        "Time until the response header was complete.",
+        &["upstream"],
         SECONDS.to_vec()
     ),
     upstream_response_seconds: metric!(
-        register_histogram_vec, "upstream_response_seconds", "Time until the upstream was free.", &["upstream"],
+        register_histogram_vec,
+        "upstream_response_seconds",
+        "Time until the upstream was free.",
+        &["upstream"],
         SECONDS.to_vec()
     ),
     upstream_connections: metric!(
-        register_int_gauge_vec, "upstream_connections", "Connections to upstreams; active: serving a request.",
+        register_int_gauge_vec,
+        "upstream_connections",
+        "Connections to upstreams; active: serving a request.",
         &["upstream", "state"]
     ),
     upstream_peer_up: metric!(
-        register_int_gauge_vec, "upstream_peer_up", "1: may be chosen. 0: resting after failures.", &["upstream", "peer"]
+        register_int_gauge_vec,
+        "upstream_peer_up",
+        "1: may be chosen. 0: resting after failures.",
+        &["upstream", "peer"]
     ),
     pipe_memory_bytes: metric!(register_int_gauge, "pipe_memory_bytes", "Memory held by all pipes and stored bodies."),
     pipe_temp_file_bytes: metric!(register_int_gauge, "pipe_temp_file_bytes", "Length of all temporary files."),
     pipe_spills_total: metric!(
-        register_int_counter_vec, "pipe_spills_total", "Writes of response data to a temporary file.", &["route"]
+        register_int_counter_vec,
+        "pipe_spills_total",
+        "Writes of response data to a temporary file.",
+        &["route"]
     ),
     pipe_disk_errors_total: metric!(
-        register_int_counter_vec, "pipe_disk_errors_total",
-        "Times the disk refused response data, which then waited upstream.", &["route"]
+        register_int_counter_vec,
+        "pipe_disk_errors_total",
+        "Times the disk refused response data, which then waited upstream.",
+        &["route"]
     ),
     pipe_backpressure_seconds_total: metric!(
-        register_counter_vec, "pipe_backpressure_seconds_total", "Time during which an upstream was held back.",
+        register_counter_vec,
+        "pipe_backpressure_seconds_total",
+        "Time during which an upstream was held back.",
         &["route"]
     ),
     upstream_freed_early_seconds: metric!(
-        register_histogram_vec, "upstream_freed_early_seconds", "How long before the client's end the upstream was free.",
-        &["route"], SECONDS.to_vec()
+        register_histogram_vec,
+        "upstream_freed_early_seconds",
+        "How long before the client's end the upstream was free.",
+        &["route"],
+        SECONDS.to_vec()
     ),
     client_aborts_total: metric!(
-        register_int_counter_vec, "client_aborts_total", "Requests whose client left before the end.", &["service"]
+        register_int_counter_vec,
+        "client_aborts_total",
+        "Requests whose client left before the end.",
+        &["service"]
     ),
     filter_seconds: metric!(
-        register_histogram_vec, "filter_seconds", "Time in a filter's hook, of one request in 16.",
-        &["filter", "phase"], FILTER_SECONDS.to_vec()
+        register_histogram_vec,
+        "filter_seconds",
+        "Time in a filter's hook, of one request in 16.",
+        &["filter", "phase"],
+        FILTER_SECONDS.to_vec()
     ),
     build_info: metric!(register_int_gauge_vec, "build_info", "The version that runs.", &["version"]),
 });
@@ -125,6 +164,13 @@ impl RouteMetrics {
             freed_early: METRICS.upstream_freed_early_seconds.with_label_values(&[route]),
             aborts: METRICS.client_aborts_total.with_label_values(&[service]),
         }
+    }
+
+    /// What a pipe has done since it was last asked.
+    pub(crate) fn piped(&self, now: &PipeStats, before: &PipeStats) {
+        self.spills.inc_by(now.spills - before.spills);
+        self.disk_errors.inc_by(now.disk_errors - before.disk_errors);
+        self.backpressure.inc_by(now.backpressure.saturating_sub(before.backpressure).as_secs_f64());
     }
 
     /// A request has begun; it is counted out again by [`count`].
@@ -209,19 +255,13 @@ pub(crate) fn count(session: &Session<'_>) {
     let (route, outcome) = (session.route(), &session.outcome);
     let status = http::StatusCode::from_u16(outcome.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let method = known_method(session.request().method.as_str());
-    METRICS
-        .requests_total
-        .with_label_values(&[session.service().name(), route.name(), method, status.as_str()])
-        .inc();
+    METRICS.requests_total.with_label_values(&[session.service().name(), route.name(), method, status.as_str()]).inc();
     let metrics = &route.metrics;
     metrics.in_flight.dec();
     metrics.duration.observe(session.started().elapsed().as_secs_f64());
     if outcome.status == 499 {
         metrics.aborts.inc();
     }
-    metrics.spills.inc_by(session.buffered.spills);
-    metrics.disk_errors.inc_by(session.buffered.disk_errors);
-    metrics.backpressure.inc_by(session.buffered.backpressure.as_secs_f64());
     if let Some(free_at) = outcome.upstream_free_at {
         metrics.freed_early.observe(Instant::now().saturating_duration_since(free_at).as_secs_f64());
     }

@@ -53,7 +53,9 @@ impl ProxyHttp for Proxy {
         match self.serve(client, *started).await {
             Ok(()) => Ok(false),
             // Pingora must not end this message: whatever it does for an error leaves the end out.
-            Err(error) => Err(pingora_core::Error::because(pingora_core::ErrorType::InternalError, "broken message", error)),
+            Err(error) => {
+                Err(pingora_core::Error::because(pingora_core::ErrorType::InternalError, "broken message", error))
+            }
         }
     }
 
@@ -94,9 +96,11 @@ impl Proxy {
 
     fn find_route(&self, client: &Client) -> (Arc<Route>, Captures) {
         let request = client.req_header();
-        let host = request.uri.authority().map(|authority| authority.as_str()).or_else(|| {
-            request.headers.get(http::header::HOST).and_then(|host| host.to_str().ok())
-        });
+        let host = request
+            .uri
+            .authority()
+            .map(|authority| authority.as_str())
+            .or_else(|| request.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()));
         let found = self.service.conf.table.find(without_port(host.unwrap_or("")), request.uri.path(), &request.method);
         match found {
             Some(found) => (self.service.routes[found.index].clone(), found.captures),
@@ -105,12 +109,7 @@ impl Proxy {
     }
 
     /// Phases 1 to 5.
-    async fn respond(
-        &self,
-        pass: &mut Pass<'_>,
-        body: &mut ClientBody,
-        framing: Result<BodyLength>,
-    ) -> Result<()> {
+    async fn respond(&self, pass: &mut Pass<'_>, body: &mut ClientBody, framing: Result<BodyLength>) -> Result<()> {
         let length = framing?;
         if Arc::ptr_eq(pass.session.route_arc(), &self.service.no_route) {
             return Err(Error::new(ErrorKind::NoRoute, "no route matches"));
@@ -182,6 +181,12 @@ impl Proxy {
     async fn fail(&self, pass: &mut Pass<'_>, body: &mut ClientBody, error: Error) -> Result<()> {
         log_failure(&pass.session, &error);
         let gone = error.kind() == ErrorKind::ClientGone;
+        if error.is_client()
+            && let Some(client) = pass.session.client_mut()
+        {
+            // Where a malformed request ends nobody knows: what follows on this connection is not looked at.
+            client.set_keepalive(None);
+        }
         let status = error.status();
         pass.session.outcome.error = Some(error);
         if gone || pass.session.outcome.header_sent {
@@ -264,19 +269,13 @@ fn take_accel(pass: &mut Pass<'_>, header: &mut ResponseHeader) {
     {
         pass.session.set_limit_rate(rate);
     }
-    let accel: Vec<_> =
-        header.headers.keys().filter(|name| name.as_str().starts_with("x-accel-")).cloned().collect();
+    let accel: Vec<_> = header.headers.keys().filter(|name| name.as_str().starts_with("x-accel-")).cloned().collect();
     for name in accel {
         header.remove_header(&name);
     }
 }
 
-async fn deliver_whole(
-    pass: &mut Pass<'_>,
-    header: ResponseHeader,
-    text: Bytes,
-    body: &mut ClientBody,
-) -> Result<()> {
+async fn deliver_whole(pass: &mut Pass<'_>, header: ResponseHeader, text: Bytes, body: &mut ClientBody) -> Result<()> {
     deliver(pass, header, Source::Whole(Bufs::from_chunk(text, true), None), body).await
 }
 
@@ -301,6 +300,7 @@ async fn deliver_message(
             }
             note_upstream(&mut pass.session, &fill.report());
             pass.session.buffered = reader.stats();
+            fill.count(&pass.session.buffered);
             delivered
         }
     }
@@ -350,7 +350,8 @@ fn note_upstream(session: &mut Session<'_>, report: &UpstreamReport) {
 fn log_failure(session: &Session<'_>, error: &Error) {
     let (service, route) = (session.service().name(), session.route().name());
     let request = session.request();
-    let line = format!("{service}/{route}: {} {}: {error}", request.method, request.uri.path());
+    let peer = session.attempts().last().map(|attempt| format!(", upstream: {}", attempt.address)).unwrap_or_default();
+    let line = format!("{service}/{route}: {} {}: {error}{peer}", request.method, request.uri.path());
     match error.status() {
         400..=499 => log::info!("{line}"),
         _ => log::error!("{line}"),

@@ -61,9 +61,11 @@ impl ClientBody {
     /// Tell a client that waits for it to go on and send its body (RFC 9110 10.1.1).
     pub(crate) async fn expect_continue(&self, session: &mut Session<'_>) -> Result<()> {
         let expects = session.request().version == Version::HTTP_11
-            && session.request().headers.get(http::header::EXPECT).is_some_and(|expect| {
-                expect.as_bytes().eq_ignore_ascii_case(b"100-continue")
-            });
+            && session
+                .request()
+                .headers
+                .get(http::header::EXPECT)
+                .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let Some(client) = session.client_mut().filter(|_| expects && !self.done) else { return Ok(()) };
         // Pingora takes an interim answer before the end of the body for a final one, and would close behind it.
         client.set_close_on_response_before_downstream_finish(false);

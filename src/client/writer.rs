@@ -172,7 +172,9 @@ impl ClientWriter {
     pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         let Protocol::Http2 { stream: Some(stream), .. } = &mut self.protocol else { return Poll::Pending };
         match ready!(stream.poll_reset(cx)) {
-            Ok(reason) => Poll::Ready(Error::new(ErrorKind::ClientGone, format!("the client reset its stream: {reason}"))),
+            Ok(reason) => {
+                Poll::Ready(Error::new(ErrorKind::ClientGone, format!("the client reset its stream: {reason}")))
+            }
             Err(error) => Poll::Ready(reset(error)),
         }
     }

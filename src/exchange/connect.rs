@@ -36,7 +36,7 @@ pub(crate) async fn connect(
     client: &mut ClientBody,
     fresh: bool,
 ) -> Result<Box<dyn Wire>, Failed> {
-    let timeouts = pass.session.route().conf().timeouts.clone();
+    let timeouts = pass.session.route().conf().timeouts;
     let header_size = pass.session.route().conf().buffering.buffer_size;
     let connected = while_reading(pass, client, open(upstream, peer, timeouts.connect, fresh)).await?;
     note_connected(pass, upstream, matches!(connected, Connected::Stream(_, true) | Connected::Http2(_, true)));

@@ -88,9 +88,9 @@ impl Http2Wire {
         let without_body = matches!(length, BodyLength::None | BodyLength::Known(0));
         let request = Box::new(http2_request(request, length, peer.tls())?);
         if let Some(session) = &mut wire.session {
-            session.write_request_header(request, without_body).map_err(|error| {
-                Error::because(ErrorKind::Send, format!("sending the request to {peer}"), error)
-            })?;
+            session
+                .write_request_header(request, without_body)
+                .map_err(|error| Error::because(ErrorKind::Send, format!("sending the request to {peer}"), error))?;
             wire.request = session.take_request_body_writer().filter(|_| !without_body);
         }
         Ok(wire)

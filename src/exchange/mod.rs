@@ -180,8 +180,8 @@ fn judge(
         chosen.report(!matches!(status, 403 | 404));
         return Ok(Judged::TryNext);
     }
-    let conf = pass.session.route_arc().clone();
-    let response = ResponseBody::new(&conf.conf, header, wire, chosen, body.hand_over(), limits);
+    let route = pass.session.route_arc().clone();
+    let response = ResponseBody::take_over(&route, header, wire, chosen, body.hand_over(), limits);
     Ok(Judged::PassOn(Box::new(response)))
 }
 

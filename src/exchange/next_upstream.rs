@@ -26,7 +26,14 @@ impl NextUpstream {
         let tries = if conf.tries == 0 { peers } else { conf.tries.min(peers) };
         let lock = pass.session.request().method.as_str() == "LOCK";
         let idempotent = !lock && !matches!(pass.session.request().method, Method::POST | Method::PATCH);
-        NextUpstream { conf, tried: Vec::new(), tries_left: tries, started: Instant::now(), idempotent, timed_out: false }
+        NextUpstream {
+            conf,
+            tried: Vec::new(),
+            tries_left: tries,
+            started: Instant::now(),
+            idempotent,
+            timed_out: false,
+        }
     }
 
     /// A peer is about to be tried.

@@ -8,7 +8,8 @@ use crate::bufs::Bufs;
 use crate::conf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peers::Chosen;
-use crate::pipe::{Limits, PipeConf, PipeReader, PipeWriter, pipe};
+use crate::pipe::{Limits, PipeConf, PipeReader, PipeStats, PipeWriter, pipe};
+use crate::routes::Route;
 use bytes::BytesMut;
 use http::HeaderMap;
 use pingora_http::ResponseHeader;
@@ -37,8 +38,8 @@ pub(crate) struct UpstreamReport {
 
 impl ResponseBody {
     /// Take over an answered attempt: `rest` is what is left of the request body.
-    pub(crate) fn new(
-        route: &conf::Route,
+    pub(super) fn take_over(
+        route: &Arc<Route>,
         header: ResponseHeader,
         mut wire: Box<dyn Wire>,
         chosen: Chosen,
@@ -61,8 +62,18 @@ impl ResponseBody {
             wire.release();
             return Response::Message(header, ResponseBody::Whole { body, trailers, upstream });
         }
-        let (writer, reader) = pipe(&pipe_conf(route, &header), limits);
-        let fill = Fill::new(wire, rest, writer, chosen, status, early.map(|early| early.body));
+        let (writer, reader) = pipe(&pipe_conf(&route.conf, &header), limits);
+        let mut fill = Fill {
+            route: route.clone(),
+            wire: Some(wire),
+            rest,
+            pipe: Some(writer),
+            chosen: Some(chosen),
+            status,
+            report: None,
+            counted: PipeStats::default(),
+        };
+        fill.begin(early.map(|early| early.body));
         Response::Message(header, ResponseBody::Piped { reader, fill: Box::new(fill) })
     }
 }
@@ -70,7 +81,10 @@ impl ResponseBody {
 /// The route's buffering, which `X-Accel-Buffering` overrides unless ignored.
 fn pipe_conf(route: &conf::Route, header: &ResponseHeader) -> PipeConf {
     let conf = &route.buffering;
-    let asked = header.headers.get("x-accel-buffering").filter(|_| !route.ignore_headers.contains(&conf::IgnoredHeader::XAccelBuffering));
+    let asked = header
+        .headers
+        .get("x-accel-buffering")
+        .filter(|_| !route.ignore_headers.contains(&conf::IgnoredHeader::XAccelBuffering));
     let buffering = match asked.map(|value| value.as_bytes()) {
         Some(value) if value.eq_ignore_ascii_case(b"yes") => true,
         Some(value) if value.eq_ignore_ascii_case(b"no") => false,
@@ -90,42 +104,25 @@ fn pipe_conf(route: &conf::Route, header: &ResponseHeader) -> PipeConf {
 /// The future that reads the upstream into the pipe, and goes on sending the request if need be. It is polled, step by
 /// step, beside whoever reads the pipe; dropped, it closes the upstream's connection and marks the pipe truncated.
 pub(crate) struct Fill {
+    route: Arc<Route>,
     wire: Option<Box<dyn Wire>>,
     rest: RequestBody,
     pipe: Option<PipeWriter>,
     chosen: Option<Chosen>,
     status: u16,
     report: Option<UpstreamReport>,
-    bytes_received: u64,
+    /// What the route's metrics know of the pipe.
+    counted: PipeStats,
 }
 
 impl Fill {
-    fn new(
-        wire: Box<dyn Wire>,
-        rest: RequestBody,
-        pipe: PipeWriter,
-        chosen: Chosen,
-        status: u16,
-        early: Result<BytesMut>,
-    ) -> Self {
-        let mut fill = Fill {
-            wire: Some(wire),
-            rest,
-            pipe: Some(pipe),
-            chosen: Some(chosen),
-            status,
-            report: None,
-            bytes_received: 0,
-        };
-        match early {
-            Ok(body) => {
-                if let Some(pipe) = &mut fill.pipe {
-                    pipe.preread(body);
-                }
-            }
-            Err(error) => fill.end(Err(error)),
+    /// What came with the header goes first.
+    fn begin(&mut self, early: Result<BytesMut>) {
+        match (early, &mut self.pipe) {
+            (Ok(body), Some(pipe)) => pipe.preread(body),
+            (Ok(_), None) => {}
+            (Err(error), _) => self.end(Err(error)),
         }
-        fill
     }
 
     /// Go one step. `Ready(true)` after progress, `Ready(false)` when the upstream is done with.
@@ -133,17 +130,23 @@ impl Fill {
         let (Some(wire), Some(pipe)) = (&mut self.wire, &mut self.pipe) else { return Poll::Ready(false) };
         // A client that leaves in the middle of its request ends the exchange at its own place; here it only stops.
         let _ = wire.poll_send(cx, &mut self.rest);
-        match ready!(wire.poll_body(cx, pipe)) {
-            Ok(Step::More) => Poll::Ready(true),
-            Ok(Step::Done) => {
-                self.end(Ok(()));
-                Poll::Ready(true)
-            }
-            Err(error) => {
-                self.end(Err(error));
-                Poll::Ready(true)
+        match wire.poll_body(cx, pipe) {
+            Poll::Ready(Ok(Step::More)) => {}
+            Poll::Ready(Ok(Step::Done)) => self.end(Ok(())),
+            Poll::Ready(Err(error)) => self.end(Err(error)),
+            Poll::Pending => {
+                let stats = pipe.stats();
+                self.count(&stats);
+                return Poll::Pending;
             }
         }
+        Poll::Ready(true)
+    }
+
+    /// Bring the route's metrics up to what the pipe has done.
+    pub(crate) fn count(&mut self, stats: &PipeStats) {
+        self.route.metrics.piped(stats, &self.counted);
+        self.counted = stats.clone();
     }
 
     /// The upstream is done, one way or the other.
@@ -153,7 +156,7 @@ impl Fill {
             Ok(()) => finish::status_class(self.status),
             Err(error) => finish::outcome_of(error),
         };
-        self.bytes_received = pipe.bytes_in();
+        let bytes_received = pipe.stats().bytes_in;
         match ended {
             Ok(()) => {
                 pipe.finish(wire.trailers());
@@ -163,15 +166,14 @@ impl Fill {
         }
         self.chosen = None;
         self.rest = RequestBody::None(crate::protocol::BodyLength::None);
-        self.report =
-            Some(UpstreamReport { free_at: Instant::now(), bytes_received: self.bytes_received, outcome });
+        self.report = Some(UpstreamReport { free_at: Instant::now(), bytes_received, outcome });
     }
 
     /// What became of the upstream; before its end: `aborted`, since then it is about to be dropped.
     pub(crate) fn report(&self) -> UpstreamReport {
         self.report.clone().unwrap_or_else(|| UpstreamReport {
             free_at: Instant::now(),
-            bytes_received: self.pipe.as_ref().map_or(0, PipeWriter::bytes_in),
+            bytes_received: self.pipe.as_ref().map_or(0, |pipe| pipe.stats().bytes_in),
             outcome: "aborted",
         })
     }

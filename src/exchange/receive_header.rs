@@ -15,8 +15,8 @@ use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use pingora_core::protocols::Stream;
 use pingora_http::ResponseHeader;
-use std::future::poll_fn;
 use std::future::Future;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -37,6 +37,7 @@ pub(crate) async fn exchange_headers(
     client: &mut ClientBody,
 ) -> Result<Received> {
     let parsed = loop {
+        #[expect(clippy::large_enum_variant, reason = "it lives on the stack, for a moment")]
         enum Event {
             Header(Result<Parsed>),
             Client(Result<Bufs>),

@@ -121,7 +121,6 @@ fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
 }
 
 fn header_value(value: &str) -> Result<HeaderValue> {
-    HeaderValue::from_str(value).map_err(|error| {
-        Error::because(ErrorKind::Internal, format!("a header's value: found {value:?}"), error)
-    })
+    HeaderValue::from_str(value)
+        .map_err(|error| Error::because(ErrorKind::Internal, format!("a header's value: found {value:?}"), error))
 }

@@ -113,9 +113,11 @@ impl Upstream {
             let member = &self.members[index];
             member.max_conns > 0 && member.active.load(Ordering::Relaxed) >= member.max_conns
         };
-        let index = self.balance.lock().choose(|index| !tried.contains(&index) && !full(index)).ok_or_else(|| {
-            Error::new(ErrorKind::NoLivePeer, format!("upstream {}: no live peer", self.name()))
-        })?;
+        let index = self
+            .balance
+            .lock()
+            .choose(|index| !tried.contains(&index) && !full(index))
+            .ok_or_else(|| Error::new(ErrorKind::NoLivePeer, format!("upstream {}: no live peer", self.name())))?;
         self.members[index].active.fetch_add(1, Ordering::Relaxed);
         self.metrics.active(1);
         Ok(Chosen { peer: self.members[index].peer.clone(), member: Some((self.clone(), index)) })

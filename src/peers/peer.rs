@@ -122,7 +122,8 @@ impl Connectors {
         options.h2_connection_window_size = Some(connection_window(&conf.http2));
         let idle_timeout = (conf.keepalive.connections > 0).then_some(conf.keepalive.timeout);
         options.idle_timeout = idle_timeout;
-        let http2 = (conf.http_version != conf::HttpVersion::Http1).then(|| v2::Connector::new(Some(connector.clone())));
+        let http2 =
+            (conf.http_version != conf::HttpVersion::Http1).then(|| v2::Connector::new(Some(connector.clone())));
         Ok(Connectors {
             transport: TransportConnector::new(Some(connector)),
             http2,

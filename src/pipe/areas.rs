@@ -94,6 +94,14 @@ impl Chunk {
         }
     }
 
+    /// Its bytes, if they are [`shared`](Self::shared): another handle to them.
+    pub(super) fn bytes(&self) -> Bytes {
+        match &self.data {
+            Data::Joinable(bytes) => Bytes::copy_from_slice(bytes),
+            Data::Shared(bytes) => bytes.clone(),
+        }
+    }
+
     /// Take the first `n` bytes, at most [`len`](Self::len).
     pub(super) fn split_to(&mut self, n: usize) -> Bytes {
         match &mut self.data {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// The ceilings of the process (`buffer_memory_max`, `temp_files_max`), what is in use of them, and `temp_path`.
 ///
-/// Nothing here ever waits. A reservation that is refused is a reason to spill, or to stop reading until this response's
-/// own client has taken something; no response waits for another one.
+/// Nothing here ever waits. A reservation that is refused is a reason to spill, or to stop reading until this
+/// response's own client has taken something; no response waits for another one.
 #[derive(Debug)]
 pub struct Limits {
     buffer_memory_max: usize,
@@ -21,7 +21,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Ceilings in bytes; `temp_path` is the directory for temporary files, which must exist when the first one is needed.
+    /// Ceilings in bytes; `temp_path` is the directory for temporary files, which must exist when the first one is
+    /// needed.
     pub fn new(buffer_memory_max: usize, temp_files_max: u64, temp_path: impl Into<PathBuf>) -> Arc<Self> {
         Arc::new(Limits {
             buffer_memory_max,

@@ -1,10 +1,10 @@
 //! The pipe between one upstream response and its client: nginx's event pipe.
 //!
 //! The upstream's side writes as fast as the upstream sends, the client's side reads as fast as the client takes. What
-//! lies between them is held in memory, at most `buffers.number × buffers.size`; when that is full and the client is not
-//! ready, in a temporary file, at most `max_temp_file_size`; when that is full too, or the disk refuses, the writer waits,
-//! and the upstream feels it. Nothing is lost, nothing overtakes, and a message that was cut short is never taken for a
-//! complete one.
+//! lies between them is held in memory, at most `buffers.number × buffers.size`; when that is full and the client is
+//! not ready, in a temporary file, at most `max_temp_file_size`; when that is full too, or the disk refuses, the writer
+//! waits, and the upstream feels it. Nothing is lost, nothing overtakes, and a message that was cut short is never
+//! taken for a complete one.
 //!
 //! ```
 //! use millpond::pipe::{Limits, PipeConf, pipe};
@@ -68,7 +68,8 @@ pub struct PipeConf {
     pub buffers_number: usize,
     /// Bytes in a block.
     pub buffers_size: usize,
-    /// The most that is with the filters and the client's socket, and not yet accepted.
+    /// The most that is with the filters and the client's socket, and not yet accepted; in whole areas, as in nginx,
+    /// and never all of the blocks, so that one can be spilled.
     pub busy_buffers_size: usize,
     /// The most that is stored in the file and not yet read back; 0: no file.
     pub max_temp_file_size: u64,
@@ -125,18 +126,18 @@ pub struct PipeWriter {
 }
 
 impl PipeWriter {
-    /// The body bytes that were read behind the header, before anything else is written. The buffer is extra to the number
-    /// of blocks, and the capacity behind the bytes serves the next reads.
+    /// The body bytes that were read behind the header, before anything else is written. The buffer is extra to the
+    /// number of blocks, and the capacity behind the bytes serves the next reads.
     pub fn preread(&mut self, body: BytesMut) {
         self.shared.change(|core| core.state.preread(body));
     }
 
-    /// An empty buffer with capacity to read into, which is not to grow. Pending while reading must stop. A buffer that is
-    /// not [`commit`](Self::commit)ted is made up for by the next one.
+    /// An empty buffer with capacity to read into, which is not to grow. Pending while reading must stop. A buffer that
+    /// is not [`commit`](Self::commit)ted is made up for by the next one.
     ///
     /// # Errors
-    /// Nobody will read: [`ErrorKind::ClientGone`] when the reader was dropped, [`ErrorKind::Internal`] when the disk has
-    /// lost what was stored.
+    /// Nobody will read: [`ErrorKind::ClientGone`] when the reader was dropped, [`ErrorKind::Internal`] when the disk
+    /// has lost what was stored.
     pub fn poll_buffer(&mut self, cx: &mut Context<'_>) -> Poll<Result<BytesMut>> {
         self.shared.poll_writer(cx, |state| state.buffer())
     }
@@ -146,7 +147,8 @@ impl PipeWriter {
         poll_fn(|cx| self.poll_buffer(cx)).await
     }
 
-    /// Give the buffer back with the body bytes to append, perhaps none; the capacity behind them serves the next reads.
+    /// Give the buffer back with the body bytes to append, perhaps none; the capacity behind them serves the next
+    /// reads.
     pub fn commit(&mut self, buf: BytesMut) {
         self.shared.change(|core| core.state.commit(buf));
     }
@@ -165,15 +167,15 @@ impl PipeWriter {
         poll_fn(|cx| self.poll_room(cx)).await
     }
 
-    /// Append a chunk without copying it, unless it is tiny. It counts by its length; more than there is room for is taken,
-    /// and goes beyond the limit.
+    /// Append a chunk without copying it, unless it is tiny. It counts by its length; more than there is room for is
+    /// taken, and goes beyond the limit.
     pub fn push(&mut self, chunk: Bytes) {
         self.shared.change(|core| core.state.push(chunk));
     }
 
-    /// Body bytes written so far.
-    pub fn bytes_in(&self) -> u64 {
-        self.shared.look(|core| core.stats().bytes_in)
+    /// What has happened so far.
+    pub fn stats(&self) -> PipeStats {
+        self.shared.look(|core| core.stats())
     }
 
     /// Ready when nobody will read any more.
@@ -218,8 +220,8 @@ pub struct PipeReader {
 
 impl PipeReader {
     /// The next run of bytes, never empty unless it is the last, and so long that at most `busy_buffers_size` bytes are
-    /// handed out and not [`accepted`](Self::accepted). The last run says so. Pending: the pipe is dry, or everything that
-    /// may be with the client is.
+    /// handed out and not [`accepted`](Self::accepted). The last run says so. Pending: the pipe is dry, or everything
+    /// that may be with the client is.
     ///
     /// # Errors
     /// The message is incomplete; all bytes before the failure were handed out. What [`PipeWriter::fail`] was given,

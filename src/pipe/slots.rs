@@ -60,6 +60,11 @@ impl Slots {
         self.high_water
     }
 
+    /// How long the file is, or may become by the write under way.
+    pub(super) fn length(&self) -> u64 {
+        self.space.len()
+    }
+
     /// Is the file longer than nothing, with nothing in it?
     pub(super) fn can_truncate(&self) -> bool {
         self.used == 0 && self.space.len() > 0
@@ -74,14 +79,15 @@ impl Slots {
         }
     }
 
-    /// Where to write `len` bytes, at most [`write_room`](Self::write_room); None if `temp_files_max` is reached.
-    pub(super) fn place(&mut self, len: u64, slot_size: u64) -> Option<u64> {
+    /// Where to write `len` bytes, at most [`write_room`](Self::write_room); None if the file would become longer than
+    /// `length_max`, or `temp_files_max` is reached.
+    pub(super) fn place(&mut self, len: u64, slot_size: u64, length_max: u64) -> Option<u64> {
         if self.live.is_empty() {
             self.size = slot_size;
         }
         let (slot, start) = match self.tail {
             Some((slot, end)) if end + len <= self.size => (slot, end),
-            _ => (self.empty_slot()?, 0),
+            _ => (self.empty_slot(length_max)?, 0),
         };
         *self.live.get_mut(slot)? += len;
         self.used += len;
@@ -89,11 +95,11 @@ impl Slots {
         Some(slot as u64 * self.size + start)
     }
 
-    fn empty_slot(&mut self) -> Option<usize> {
+    fn empty_slot(&mut self, length_max: u64) -> Option<usize> {
         if let Some(slot) = self.free.pop() {
             return Some(slot);
         }
-        if !self.space.try_grow(self.size) {
+        if self.length() + self.size > length_max || !self.space.try_grow(self.size) {
             return None;
         }
         self.high_water = self.high_water.max(self.space.len());
@@ -103,7 +109,7 @@ impl Slots {
 
     /// What was placed is on disk now.
     pub(super) fn store(&mut self, extent: Extent) {
-        let starts_a_slot = self.size > 0 && extent.at % self.size == 0;
+        let starts_a_slot = extent.at.is_multiple_of(self.size);
         match self.extents.back_mut() {
             Some(last) if last.at + last.len == extent.at && !starts_a_slot => last.len += extent.len,
             _ => self.extents.push_back(extent),
@@ -169,10 +175,10 @@ mod tests {
     fn writes_that_fit_share_a_slot_and_are_read_back_as_one() {
         let mut slots = slots(1000);
         for at in [0, 30, 60] {
-            assert_eq!(slots.place(30, 100), Some(at));
+            assert_eq!(slots.place(30, 100, 1000), Some(at));
             slots.store(Extent { at, len: 30 });
         }
-        assert_eq!(slots.place(30, 100), Some(100));
+        assert_eq!(slots.place(30, 100, 1000), Some(100));
         slots.store(Extent { at: 100, len: 30 });
         assert_eq!(slots.take_front(1000), Some(Extent { at: 0, len: 90 }));
         assert_eq!(slots.take_front(10), Some(Extent { at: 100, len: 10 }));
@@ -181,28 +187,37 @@ mod tests {
     #[test]
     fn a_slot_that_was_read_back_is_used_again() {
         let mut slots = slots(200);
-        assert_eq!(slots.place(100, 100), Some(0));
-        assert_eq!(slots.place(100, 100), Some(100));
-        assert_eq!(slots.place(1, 100), None);
+        assert_eq!(slots.place(100, 100, 1000), Some(0));
+        assert_eq!(slots.place(100, 100, 1000), Some(100));
+        assert_eq!(slots.place(1, 100, 1000), None);
         slots.store(Extent { at: 0, len: 100 });
         let first = slots.take_front(60).unwrap();
         slots.release(first);
-        assert_eq!(slots.place(1, 100), None);
+        assert_eq!(slots.place(1, 100, 1000), None);
         let rest = slots.take_front(60).unwrap();
         slots.release(rest);
-        assert_eq!(slots.place(80, 100), Some(0));
+        assert_eq!(slots.place(80, 100, 1000), Some(0));
         assert_eq!(slots.high_water(), 200);
+    }
+
+    #[test]
+    fn the_file_ends_at_its_limit() {
+        let mut slots = slots(1000);
+        assert_eq!(slots.place(60, 100, 250), Some(0));
+        assert_eq!(slots.place(60, 100, 250), Some(100));
+        assert_eq!(slots.place(60, 100, 250), None);
+        assert_eq!(slots.length(), 200);
     }
 
     #[test]
     fn an_empty_file_can_be_truncated_and_its_space_returns() {
         let mut slots = slots(100);
-        slots.place(10, 100).unwrap();
+        slots.place(10, 100, 1000).unwrap();
         assert!(!slots.can_truncate());
         slots.release(Extent { at: 0, len: 10 });
         assert!(slots.can_truncate());
         slots.clear();
         assert!(!slots.can_truncate());
-        assert_eq!(slots.place(40, 50), Some(0));
+        assert_eq!(slots.place(40, 50, 1000), Some(0));
     }
 }

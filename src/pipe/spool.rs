@@ -17,9 +17,9 @@ const PIECE: usize = 64 * 1024;
 
 /// A request body that is kept until no attempt can need it any more.
 ///
-/// Up to `client_body_buffer_size` bytes are in memory. When more come, or `buffer_memory_max` is reached, what is there
-/// goes to a temporary file, whose length only `temp_files_max` limits, and memory collects the next write. Memory and
-/// file are freed when the spool and all its readers are dropped. It must be used within a Tokio runtime.
+/// Up to `client_body_buffer_size` bytes are in memory. When more come, or `buffer_memory_max` is reached, what is
+/// there goes to a temporary file, whose length only `temp_files_max` limits, and memory collects the next write.
+/// Memory and file are freed when the spool and all its readers are dropped. It must be used within a Tokio runtime.
 #[derive(Debug)]
 pub struct Spool {
     memory_limit: usize,
@@ -57,8 +57,8 @@ impl Spool {
     /// Append a chunk of the body, in the order in which the client sends them.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`]: the disk refuses, `temp_files_max` is reached, or the body was [finished](Self::finish).
-    /// The body is then incomplete and of no use.
+    /// [`ErrorKind::Internal`]: the disk refuses, `temp_files_max` is reached, or the body was
+    /// [finished](Self::finish). The body is then incomplete and of no use.
     pub async fn append(&mut self, chunk: Bytes) -> Result<()> {
         let Tail::Growing(tail) = &mut self.tail else {
             return Err(Error::new(ErrorKind::Internal, "appending to a finished request body"));
@@ -89,8 +89,8 @@ impl Spool {
         self.len() == 0
     }
 
-    /// A reader from the start, for one attempt; there may be any number. Before [`finish`](Self::finish) it gets what is
-    /// there now.
+    /// A reader from the start, for one attempt; there may be any number. Before [`finish`](Self::finish) it gets what
+    /// is there now.
     pub fn reader(&self) -> SpoolReader {
         let tail = match &self.tail {
             Tail::Growing(tail) => Bytes::copy_from_slice(tail),
@@ -110,8 +110,8 @@ impl Tail {
 }
 
 impl Store {
-    /// Make room in memory for `n` bytes behind `tail`, if the limits allow it. Memory is counted as it grows, so that a
-    /// small body costs little.
+    /// Make room in memory for `n` bytes behind `tail`, if the limits allow it. Memory is counted as it grows, so that
+    /// a small body costs little.
     fn grow(&self, tail: &mut BytesMut, n: usize, limit: usize) -> bool {
         let needed = tail.len().saturating_add(n);
         if needed > limit {

@@ -6,10 +6,10 @@
 //!                             │  memory     a write       on disk     reading       memory  read    client
 //!                             └──────────────┴──── while nothing is on disk ────────────────►
 //! ```
-//! That is also the order of the stream, from its end to its beginning. All memory is counted by [`Memory`]: areas until
-//! their last byte was accepted or is on disk, `credit` for chunks that a driver may push, `spare` for the next read, and
-//! `reserve` for reading back. While the file holds anything, some memory is in the reserve, or in areas that were taken
-//! from it and return to it: whatever else is full, the file can be emptied.
+//! That is also the order of the stream, from its end to its beginning. All memory is counted by [`Memory`]: areas
+//! until their last byte was accepted or is on disk, `credit` for what is written next, `spare` for the next read, and
+//! `reserve` for reading back. While the file holds anything, some memory is in the reserve, or in areas that were
+//! taken from it and return to it: whatever else is full, the file can be emptied.
 
 mod disk;
 mod reader;
@@ -169,6 +169,22 @@ impl State {
         self.slots.used()
     }
 
+    #[cfg(test)]
+    pub(super) fn file_length(&self) -> u64 {
+        self.slots.length()
+    }
+
+    #[cfg(test)]
+    pub(super) fn slot_size(&self) -> u64 {
+        self.sizes.write as u64
+    }
+
+    /// The length of what would be spilled next.
+    #[cfg(test)]
+    pub(super) fn next_spill(&self) -> Option<usize> {
+        self.queue.front().map(Chunk::len)
+    }
+
     /// Nothing that was written will be read any more.
     pub(super) fn is_dead(&self) -> bool {
         self.reader_gone || self.broken.is_some()
@@ -189,7 +205,8 @@ impl State {
 
     /// Is anything on disk, or on its way there or back?
     fn file_in_use(&self) -> bool {
-        self.slots.holds_any() || self.spill.is_some() || self.reading.is_some()
+        let spilling = self.spill.as_ref().is_some_and(|spill| !spill.chunks.is_empty());
+        spilling || self.slots.holds_any() || self.reading.is_some()
     }
 
     /// `len` bytes of an area have gone where they need no memory.
@@ -241,8 +258,8 @@ impl State {
         }
     }
 
-    /// How much memory should be for reading back, in the reserve and out of it. Who has but one block that is not with the
-    /// client only halves it.
+    /// How much memory should be for reading back, in the reserve and out of it. Who has but one block that is not with
+    /// the client only halves it.
     fn reserve_goal(&self) -> usize {
         let block = self.sizes.block;
         let blocks = self.memory.held().saturating_sub(self.pinned) / block;
@@ -283,11 +300,12 @@ impl State {
 }
 
 impl Sizes {
-    /// A write holds the largest area, an area has two halves, something can always be handed out, and the client cannot
-    /// have it all: then no combination of numbers gets stuck.
+    /// A write holds the largest area, an area has two halves, something can always be handed out, and the client
+    /// cannot have it all: then no combination of numbers gets stuck.
     fn new(conf: &PipeConf) -> Self {
         let block = if conf.buffering { conf.buffers_size } else { conf.buffer_size }.max(2);
-        let write = conf.temp_file_write_size.max(block);
+        let file_max = usize::try_from(conf.max_temp_file_size).unwrap_or(usize::MAX);
+        let write = conf.temp_file_write_size.min(file_max).max(block);
         let all_but_one = conf.buffers_number.saturating_sub(1).max(1);
         let growth_max = match conf.buffering {
             true => (conf.buffers_number / 2).min(AREA_MAX.min(write) / block).clamp(1, 4),

@@ -181,7 +181,10 @@ async fn is_held_back(route: Value, headers: &'static str) {
     slow.send_request("GET", &path(64 * MIB), "").await;
     let head = slow.head().await;
     let taken = source.stalled().await;
-    assert!(taken < 16 * 16 * KIB + KERNEL, "{taken} bytes were taken from the upstream for a client that reads nothing");
+    assert!(
+        taken < 16 * 16 * KIB + KERNEL,
+        "{taken} bytes were taken from the upstream for a client that reads nothing"
+    );
     let grown = proxy.memory().saturating_sub(before);
     assert!(grown < 16 * 16 * KIB + 256 * KIB + 4 * MIB, "memory grew by {grown} bytes");
     assert_eq!(proxy.temp_files(), Vec::<u64>::new());

@@ -20,7 +20,10 @@ fn errors(text: &str) -> String {
 
 /// One line of the report has all these words.
 fn reports(errors: &str, words: &[&str]) {
-    assert!(errors.lines().any(|line| words.iter().all(|word| line.contains(word))), "no line has {words:?}:\n{errors}");
+    assert!(
+        errors.lines().any(|line| words.iter().all(|word| line.contains(word))),
+        "no line has {words:?}:\n{errors}"
+    );
 }
 
 const GOOD: &str = "
@@ -121,7 +124,7 @@ fn a_bad_file_never_starts_a_server() {
 fn every_file_in_conf_is_good() {
     // Some name files by ${TLS_DIR}.
     let dir = tempfile::tempdir().unwrap();
-    for name in ["ca", "client", "server"] {
+    for name in ["ca", "client", "server", "other"] {
         Certificate::new("test").write(dir.path(), name);
     }
     let files = fs::read_dir("conf").unwrap().map(|file| file.unwrap().path());
@@ -140,7 +143,8 @@ fn the_schema_describes_every_part_of_the_file() {
     let output = Proxy::run(&["schema"]);
     assert!(output.status.success());
     let schema: Value = serde_json::from_slice(&output.stdout).unwrap();
-    for key in ["server", "admin", "access_log", "temp_path", "buffer_memory_max", "upstreams", "services", "defaults"] {
+    for key in ["server", "admin", "access_log", "temp_path", "buffer_memory_max", "upstreams", "services", "defaults"]
+    {
         assert!(schema["properties"].get(key).is_some(), "{key}");
     }
     let text = schema.to_string();

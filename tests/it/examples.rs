@@ -12,11 +12,13 @@ fn example(name: &str) -> PathBuf {
     path
 }
 
-/// Start an example that is told where to listen by its arguments, on ports that are free.
-async fn start(name: &str, arguments: impl Fn(&Ports) -> Vec<String>) -> (Process, Ports) {
+/// Start an example on ports that are free.
+async fn start(name: &str, prepare: impl Fn(&Ports, &mut Command)) -> (Process, Ports) {
     for _ in 0..10 {
         let ports = Ports::free();
-        let mut process = Process::spawn(Command::new(example(name)).args(arguments(&ports)));
+        let mut command = Command::new(example(name));
+        prepare(&ports, &mut command);
+        let mut process = Process::spawn(&mut command);
         if process.listens_at(&[ports.http]).await {
             return (process, ports);
         }
@@ -26,31 +28,59 @@ async fn start(name: &str, arguments: impl Fn(&Ports) -> Vec<String>) -> (Proces
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn quickstart_serves_pages_downloads_and_metrics() {
-    let (process, ports) = start("quickstart", |ports| vec![ports.http.to_string(), ports.admin.to_string()]).await;
+async fn quickstart_serves_a_page_a_download_and_metrics() {
+    let (process, ports) = start("quickstart", |ports, command| {
+        let addresses = [("LISTEN", ports.http), ("ADMIN", ports.admin), ("ORIGIN", ports.tls)];
+        command.envs(addresses.map(|(name, address)| (name, address.to_string())));
+    })
+    .await;
+    assert_eq!(process.log().lines().filter(|line| line.contains("curl ") && line.contains("http://")).count(), 4);
+
     let mut client = Client::connect(ports.http).await;
-    assert_eq!(client.get("/").await.status, 200);
-    let printed = async || (process.log().matches("curl ").count() >= 4).then_some(());
-    eventually("four curl lines to try", printed).await;
-    let metrics = Client::connect(ports.admin).await.get("/metrics").await;
-    assert!(metrics.text().contains("millpond_requests_total"));
+    let page = client.get("/").await;
+    assert!(page.header("x-request-id").is_some());
+    assert!(page.text().contains("href=\"/download\""), "sub has made the address a relative one");
+
+    let mut slow = Client::connect(ports.http).await;
+    slow.send_request("GET", "/download", "").await;
+    let head = slow.head().await;
+    assert_eq!(head.header("content-length"), Some((100 * MIB).to_string().as_str()));
+    let mut admin = Client::connect(ports.admin).await;
+    eventually("the metrics show the upstream freed, although the client reads nothing", async || {
+        let metrics = admin.get("/metrics").await.text();
+        let active = metrics.lines().find(|line| line.contains("connections{") && line.contains("active")).unwrap();
+        active.ends_with(" 0").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn custom_filter_takes_a_file_like_the_stock_binary() {
     let origin = Origin::http(|_| reply(200, "hello")).await;
-    let filters = json!({ "filters": [{ "block_bots": { "agents": ["badbot"] } }] });
+    let filters = json!({ "filters": [{ "visits": { "header": "X-Visit", "prefix": "/pages/" } }] });
     let proxy = Proxy::to(&origin).program(example("custom_filter")).route(filters).start().await;
     let mut client = proxy.connect().await;
-    assert_eq!(client.request("GET", "/", "User-Agent: a person\r\n").await.text(), "hello");
-    assert_eq!(client.request("GET", "/", "User-Agent: badbot/1.0\r\n").await.status, 403);
-    assert_eq!(origin.requests().len(), 1);
+    for (path, visit) in [("/pages/a", Some("1")), ("/other", None), ("/pages/b", Some("2"))] {
+        let response = client.get(path).await;
+        assert_eq!((response.status, response.header("x-visit")), (200, visit), "{path}");
+    }
+}
+
+#[test]
+fn custom_filter_is_short_and_its_file_is_good() {
+    let source = std::fs::read_to_string("examples/custom_filter.rs").unwrap();
+    assert!(source.lines().count() <= 60);
+    let output = Command::new(example("custom_filter")).args(["-t", "-c", "examples/custom_filter.yaml"]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[tokio::test]
 async fn code_only_needs_no_file() {
     let origin = Origin::http(|_| reply(200, "hello")).await;
-    let address = origin.address().to_owned();
-    let (_process, ports) = start("code_only", move |ports| vec![ports.http.to_string(), address.clone()]).await;
+    let (_process, ports) = start("code_only", |ports, command| {
+        command.arg(ports.http.to_string()).arg(origin.address());
+    })
+    .await;
     assert_eq!(Client::connect(ports.http).await.get("/").await.text(), "hello");
 }

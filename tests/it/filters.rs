@@ -69,9 +69,7 @@ async fn error_pages_pass_the_response_hooks() {
 #[tokio::test]
 async fn request_hooks_run_inwards_and_response_hooks_outwards() {
     let origin = page("").await;
-    let headers = |number: &str| {
-        json!({ "headers": { "request": { "add": { "X-Trace": number } }, "response": { "add": { "X-Trace": number } } } })
-    };
+    let headers = |number: &str| json!({ "headers": { "request": { "add": { "X-Trace": number } }, "response": { "add": { "X-Trace": number } } } });
     let proxy = Proxy::to(&origin)
         .service(json!({ "filters": [headers("1")] }))
         .route(filters(json!([headers("2"), headers("3")])))
@@ -146,7 +144,8 @@ async fn a_trusted_incoming_request_id_is_kept() {
 #[tokio::test]
 async fn sub_replaces_and_reframes() {
     let origin = page("<p>old, and the old and oldest</p>").await;
-    let proxy = Proxy::to(&origin).route(filters(json!([{ "sub": { "replace": { "old": "brand new" } } }]))).start().await;
+    let proxy =
+        Proxy::to(&origin).route(filters(json!([{ "sub": { "replace": { "old": "brand new" } } }]))).start().await;
     let mut client = proxy.connect().await;
     for _ in 0..2 {
         let response = client.get("/").await;

@@ -142,7 +142,8 @@ async fn a_close_delimited_body_reaches_an_http10_client_until_the_close() {
 
 #[tokio::test]
 async fn a_chunked_body_reaches_an_http10_client_without_chunks() {
-    let (_origin, proxy) = kept("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").await;
+    let (_origin, proxy) =
+        kept("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").await;
     let mut client = proxy.connect().await;
     client.send("GET / HTTP/1.0\r\nHost: test\r\n\r\n").await;
     let response = client.response().await;

@@ -176,7 +176,8 @@ async fn a_buffered_body_is_replayed_whole_on_the_next_peer() {
 async fn a_chunked_body_is_replayed_too() {
     let failing = Origin::once("").await;
     let origin = taking().await;
-    let proxy = Proxy::to_all(json!([failing.address(), { "address": origin.address(), "backup": true }])).start().await;
+    let proxy =
+        Proxy::to_all(json!([failing.address(), { "address": origin.address(), "backup": true }])).start().await;
     let mut client = proxy.connect().await;
     client.send_request("PUT", "/", "Transfer-Encoding: chunked\r\n").await;
     client.send("4\r\nbody\r\n1\r\n!\r\n0\r\n\r\n").await;

@@ -153,7 +153,8 @@ async fn captures_of_the_path_are_variables() {
 #[tokio::test]
 async fn hide_headers_hides() {
     let origin = Origin::http(|_| {
-        "HTTP/1.1 200 OK\r\nX-Powered-By: PHP\r\nServer: origin/1.0\r\nX-Accel-Expires: 5\r\nContent-Length: 0\r\n\r\n".into()
+        "HTTP/1.1 200 OK\r\nX-Powered-By: PHP\r\nServer: origin/1.0\r\nX-Accel-Expires: 5\r\nContent-Length: 0\r\n\r\n"
+            .into()
     })
     .await;
     let proxy = Proxy::to(&origin).route(json!({ "hide_headers": ["X-Powered-By"] })).start().await;

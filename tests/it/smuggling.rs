@@ -41,7 +41,9 @@ async fn invalid_content_lengths() {
 
 #[tokio::test]
 async fn transfer_encodings_that_are_not_just_chunked() {
-    for encoding in ["xchunked", "chunked, identity", "gzip, chunked", "identity", "\"chunked\"", "chunked\r\nTransfer-Encoding: x"] {
+    for encoding in
+        ["xchunked", "chunked, identity", "gzip, chunked", "identity", "\"chunked\"", "chunked\r\nTransfer-Encoding: x"]
+    {
         let (origin, proxy) = proxy().await;
         let mut client = proxy.connect().await;
         client.send(format!("POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: {encoding}\r\n\r\n0\r\n\r\n")).await;
@@ -78,7 +80,9 @@ async fn two_hosts() {
 
 #[tokio::test]
 async fn bad_chunks_in_a_request_never_become_a_complete_one() {
-    for body in ["x\r\nbody\r\n0\r\n\r\n", "3\r\nbody\r\n0\r\n\r\n", "fffffffffffffffff\r\nbody\r\n", "-1\r\nb\r\n0\r\n\r\n"] {
+    for body in
+        ["x\r\nbody\r\n0\r\n\r\n", "3\r\nbody\r\n0\r\n\r\n", "fffffffffffffffff\r\nbody\r\n", "-1\r\nb\r\n0\r\n\r\n"]
+    {
         is_400(&format!("POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n{body}")).await;
     }
 }

@@ -77,26 +77,26 @@ impl State {
         !self.disk_refused && self.sizes.file_max > 0
     }
 
-    /// Begin to write whole areas from the head of the queue, if there are any, the file has room, and no other write is
-    /// under way.
+    /// Begin to write whole areas from the head of the queue, if there are any, the file has room, and no other write
+    /// is under way. The beginning of one more area fills up the slot, so that the file holds little else than bytes.
     pub(super) fn start_spill(&mut self) {
         if self.spill.is_some() || self.truncating || !self.may_spill() {
             return;
         }
         self.set_aside_begun();
-        let count = self.spillable();
-        let len = self.queue.iter().take(count).map(Chunk::len).sum::<usize>() as u64;
+        let (count, more) = self.spillable();
+        let whole = self.queue.iter().take(count).map(Chunk::len).sum::<usize>();
         if count == 0 {
             return;
         }
-        let Some(at) = self.slots.place(len, self.sizes.write as u64) else { return };
-        let mut chunks = VecDeque::with_capacity(count);
-        let mut bytes = Vec::with_capacity(count);
-        for mut chunk in self.queue.drain(..count) {
-            let data = chunk.split_to(chunk.len());
-            bytes.push(data.clone());
-            chunks.push_back(Chunk::shared(chunk.area, data));
+        let len = (whole + more) as u64;
+        let Some(at) = self.slots.place(len, self.sizes.write as u64, self.sizes.file_max) else { return };
+        let mut chunks: VecDeque<_> =
+            self.queue.drain(..count).map(|mut chunk| Chunk::shared(chunk.area, chunk.split_to(chunk.len()))).collect();
+        if let Some(next) = self.queue.front_mut().filter(|_| more > 0) {
+            chunks.push_back(Chunk::shared(next.area, next.split_to(more)));
         }
+        let bytes = chunks.iter().map(Chunk::bytes).collect();
         self.spill = Some(Spill { extent: Extent { at, len }, chunks });
         self.write_job = Some(Job::Write { at, chunks: bytes });
     }
@@ -112,18 +112,25 @@ impl State {
         }
     }
 
-    /// How many chunks, each all of its area, make the next write.
-    fn spillable(&mut self) -> usize {
-        let Some(first) = self.queue.front() else { return 0 };
+    /// How many chunks, each all that is left of its area, make the next write, and how many bytes of the one behind
+    /// them. One at least must be whole: writing a part frees no memory.
+    fn spillable(&mut self) -> (usize, usize) {
+        let Some(first) = self.queue.front() else { return (0, 0) };
         let slot = self.slots.write_room(first.len() as u64, self.sizes.write as u64);
         let room = slot.min(self.sizes.write as u64).min(self.sizes.file_max.saturating_sub(self.slots.used()));
-        let mut len = 0;
-        let areas = &mut self.areas;
-        let fits = |chunk: &&Chunk| {
+        let (mut count, mut len) = (0, 0);
+        for chunk in &self.queue {
+            if self.areas.at(chunk.area).open {
+                return (count, 0);
+            }
+            let left = room - len;
+            if chunk.len() as u64 > left {
+                return (count, if count > 0 { left as usize } else { 0 });
+            }
             len += chunk.len() as u64;
-            len <= room && !areas.at(chunk.area).open
-        };
-        self.queue.iter().take_while(fits).count()
+            count += 1;
+        }
+        (count, 0)
     }
 
     fn wrote(&mut self, result: io::Result<()>) {
@@ -175,6 +182,8 @@ impl State {
         let Some(Reading { extent, area }) = self.reading.take() else { return };
         self.slots.release(extent);
         self.wake.reader = true;
+        // The file has room again.
+        self.wake.writer = true;
         match result {
             Ok(bytes) if !self.is_dead() && bytes.len() as u64 == extent.len => {
                 self.ready.push_back(Chunk::shared(area, bytes.freeze()));

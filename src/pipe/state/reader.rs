@@ -62,13 +62,7 @@ impl State {
 
     /// Has everything that was written been handed out?
     pub(in crate::pipe) fn is_drained(&self) -> bool {
-        let spilled = self.spill.as_ref().is_none_or(|spill| spill.chunks.is_empty());
-        !self.is_dead()
-            && self.ready.is_empty()
-            && self.queue.is_empty()
-            && spilled
-            && !self.slots.holds_any()
-            && self.reading.is_none()
+        !self.is_dead() && self.ready.is_empty() && self.queue.is_empty() && !self.file_in_use()
     }
 
     /// Did the upstream's side end well, and was all of it handed out?

@@ -135,7 +135,8 @@ impl State {
     fn reuse_filling(&mut self) {
         let Some(id) = self.filling else { return };
         let area = self.areas.at(id);
-        if area.live == 0 && area.rest.capacity() < area.capacity {
+        let outgrown = area.capacity < self.growth * self.sizes.block;
+        if area.live == 0 && area.rest.capacity() < area.capacity && !outgrown {
             // If a filter still holds some of the bytes, the rest of the area is used up first.
             fit(&mut area.rest, area.capacity);
         }
@@ -226,29 +227,19 @@ impl State {
         }
         self.seal();
         self.start_spill();
-        match self.spill.is_none().then(|| self.borrow_reserve()).flatten() {
-            Some(n) => Room::Granted(n),
-            None => Room::Wait,
-        }
+        Room::Wait
     }
 
     fn acquire(&mut self) -> Option<usize> {
         let (block, half) = (self.sizes.block, self.half_block());
         if self.credit >= half {
+            // Not to be released and taken again: another response might come between.
             return Some(std::mem::take(&mut self.credit));
         }
         self.memory.release(std::mem::take(&mut self.credit));
         self.drop_spare();
         let least = if self.file_in_use() { half } else { block };
         [self.growth * block, block, least].into_iter().find(|n| self.memory.try_take(*n))
-    }
-
-    /// When all else is full, reading back can do with half a block.
-    fn borrow_reserve(&mut self) -> Option<usize> {
-        let (block, half) = (self.sizes.block, self.half_block());
-        let n = [block, half].into_iter().find(|n| self.reserve >= n + half)?;
-        self.reserve -= n;
-        Some(n)
     }
 }
 
