@@ -2,9 +2,15 @@
 
 mod aborts;
 mod buffering;
+mod config;
+mod examples;
+mod filters;
 mod framing;
+mod observability;
 mod requests;
 mod retries;
+mod routes;
+mod servers;
 mod smuggling;
 mod support;
 mod timeouts;
