@@ -10,9 +10,11 @@ use crate::peers::Upstream;
 use crate::phases::UpstreamPhases;
 use crate::pipe::Limits;
 use crate::routes::{Route, Service};
+use crate::supervisor::Supervisor;
 use clap::Parser;
 use pingora_core::server::Server;
 use pingora_core::server::configuration::Opt;
+use pingora_core::services::background::background_service;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -176,7 +178,7 @@ impl Millpond {
         let services =
             conf.services.iter().map(|service| Arc::new(self.service(service, &upstreams, &mut errors))).collect();
         match errors.is_empty() {
-            true => Ok(Built { services }),
+            true => Ok(Built { services, upstreams: upstreams.into_values().collect() }),
             false => Err(ConfErrors(errors)),
         }
     }
@@ -265,6 +267,7 @@ fn wrong(path: String, found: String, expected: impl Into<String>) -> ConfError 
 /// A configuration turned into what runs.
 struct Built {
     services: Vec<Arc<Service>>,
+    upstreams: Vec<Arc<Upstream>>,
 }
 
 fn start(conf: Conf, built: Built, options: Opt) -> Result<Server, String> {
@@ -282,6 +285,7 @@ fn start(conf: Conf, built: Built, options: Opt) -> Result<Server, String> {
     if let Some(conf) = &conf.admin {
         admin::add_service(&mut server, conf, &limits, &built.services);
     }
+    server.add_service(background_service("upstreams", Supervisor { upstreams: built.upstreams }));
     log::info!("millpond {} starts with {} services", env!("CARGO_PKG_VERSION"), built.services.len());
     Ok(server)
 }

@@ -52,6 +52,7 @@ pub mod protocol;
 mod proxy;
 pub mod routes;
 pub mod session;
+mod supervisor;
 pub mod template;
 mod timer;
 mod variables;
