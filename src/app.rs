@@ -17,7 +17,8 @@ use pingora_core::server::configuration::Opt;
 use pingora_core::services::background::background_service;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -275,6 +276,7 @@ fn start(conf: Conf, built: Built, options: Opt) -> Result<Server, String> {
         crate::access_log::open(access_log)
             .map_err(|error| format!("access_log.path: {}: {error}", access_log.path.display()))?;
     }
+    make_temp_path(&conf.temp_path);
     let memory_max = usize::try_from(conf.buffer_memory_max).unwrap_or(usize::MAX);
     let limits = Limits::new(memory_max, conf.temp_files_max, conf.temp_path.clone());
     let mut server = Server::new_with_opt_and_conf(options, conf.server_conf());
@@ -288,6 +290,15 @@ fn start(conf: Conf, built: Built, options: Opt) -> Result<Server, String> {
     server.add_service(background_service("upstreams", Supervisor { upstreams: built.upstreams }));
     log::info!("millpond {} starts with {} services", env!("CARGO_PKG_VERSION"), built.services.len());
     Ok(server)
+}
+
+/// Make the folder of the temporary files, for this user alone, if it is not there. Without it responses wait upstream
+/// where they would go to the disk; none fails.
+fn make_temp_path(path: &Path) {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    if let Err(error) = made {
+        log::warn!("temp_path {}: {error}; nothing can be stored on disk", path.display());
+    }
 }
 
 /// Say what is wrong with a configuration; nothing has been started.
