@@ -448,7 +448,8 @@ async fn odd_buffer_sizes_and_bodies_around_them_come_out_whole() {
         assert_eq!((response.status, response.broken), (200, None), "{length} bytes");
         assert!(response.body == pattern::body(length), "{length} bytes");
     }
-    assert_eq!(source.origin.connections(), 1);
+    let used = source.origin.requests().into_iter().map(|request| (request.target, request.connection));
+    assert_eq!(source.origin.connections(), 1, "{:?}", used.collect::<Vec<_>>());
 }
 
 /// Bytes at a steady pace through `limit_rate`.
