@@ -227,6 +227,7 @@ impl Millpond {
 
     fn serve(self, conf: Conf, options: Opt) -> ExitCode {
         start_logging();
+        keep_memory_small();
         let built = match self.build(&conf) {
             Ok(built) => built,
             Err(errors) => return refuse(&errors),
@@ -289,6 +290,14 @@ fn start(conf: Conf, built: Built, options: Opt) -> Result<Server, String> {
 fn refuse(errors: &ConfErrors) -> ExitCode {
     eprintln!("{errors}");
     ExitCode::FAILURE
+}
+
+/// With transparent huge pages each thread's few buffers are rounded up to 2 MiB: 17 MiB instead of 8 at rest, and steps
+/// of 2 MiB from there (measured with mimalloc), where the configuration promises its buffers and little more.
+fn keep_memory_small() {
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        log::debug!("transparent huge pages stay as the system has them: {error}");
+    }
 }
 
 /// The process's log goes to standard error; `RUST_LOG` chooses what is in it.
