@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{interval, sleep_until, timeout};
 
-/// What the kernel may hold between proxy and client, and between upstream and proxy, although the test's ends are pinned.
+/// What the kernel may hold at the proxy's ends of both connections, although the test's ends are pinned.
 const KERNEL: u64 = 12 * MIB;
 
 /// Answered on a connection that is closed behind it, so that probing leaves none in the pool.
 const PROBE: &str = "/probe";
 
-/// An origin that answers `/N` with N bytes of the pattern, tells when its kernel has taken the last of them, and counts.
+/// An origin that answers `/N` with N bytes of the pattern, and tells when its kernel has taken the last of them.
 struct Source {
     origin: Origin,
     done: mpsc::UnboundedReceiver<Instant>,

@@ -69,7 +69,10 @@ async fn error_pages_pass_the_response_hooks() {
 #[tokio::test]
 async fn request_hooks_run_inwards_and_response_hooks_outwards() {
     let origin = page("").await;
-    let headers = |number: &str| json!({ "headers": { "request": { "add": { "X-Trace": number } }, "response": { "add": { "X-Trace": number } } } });
+    let headers = |number: &str| {
+        let add = json!({ "add": { "X-Trace": number } });
+        json!({ "headers": { "request": add, "response": add } })
+    };
     let proxy = Proxy::to(&origin)
         .service(json!({ "filters": [headers("1")] }))
         .route(filters(json!([headers("2"), headers("3")])))

@@ -1,5 +1,5 @@
-//! What every test is made of: a [`Proxy`] (the binary under test, on free ports, with its files in a private folder), an
-//! [`Origin`] (a scripted upstream) and a [`Client`] that is stricter than any browser.
+//! What every test is made of: a [`Proxy`] (the binary under test, on free ports, with its files in a private folder),
+//! an [`Origin`] (a scripted upstream) and a [`Client`] that is stricter than any browser.
 //!
 //! # Layout
 //! - `proxy`: starts the binary, writes its configuration, reads its logs, metrics and `/proc` entries

@@ -305,8 +305,8 @@ impl Conn {
         self.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n")).await
     }
 
-    /// Send the first `len` bytes of the pattern as fast as they are taken; the time when the kernel had the last of them,
-    /// `None` if the peer left.
+    /// Send the first `len` bytes of the pattern as fast as they are taken; the time when the kernel had the last of
+    /// them, `None` if the peer left.
     pub async fn send_pattern(&mut self, len: u64) -> Option<Instant> {
         let mut offset = 0;
         while offset < len {
