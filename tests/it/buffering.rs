@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{interval, sleep_until, timeout};
 
-/// What the kernel may hold between proxy and client, and between upstream and proxy, although the test's ends are pinned.
+/// What the kernel may hold at the proxy's ends of both connections, although the test's ends are pinned.
 const KERNEL: u64 = 12 * MIB;
 
 /// Answered on a connection that is closed behind it, so that probing leaves none in the pool.
 const PROBE: &str = "/probe";
 
-/// An origin that answers `/N` with N bytes of the pattern, tells when its kernel has taken the last of them, and counts.
+/// An origin that answers `/N` with N bytes of the pattern, and tells when its kernel has taken the last of them.
 struct Source {
     origin: Origin,
     done: mpsc::UnboundedReceiver<Instant>,
@@ -448,7 +448,8 @@ async fn odd_buffer_sizes_and_bodies_around_them_come_out_whole() {
         assert_eq!((response.status, response.broken), (200, None), "{length} bytes");
         assert!(response.body == pattern::body(length), "{length} bytes");
     }
-    assert_eq!(source.origin.connections(), 1);
+    let used = source.origin.requests().into_iter().map(|request| (request.target, request.connection));
+    assert_eq!(source.origin.connections(), 1, "{:?}", used.collect::<Vec<_>>());
 }
 
 /// Bytes at a steady pace through `limit_rate`.

@@ -168,11 +168,18 @@ async fn the_admin_pages_are_not_on_the_services_listeners() {
 }
 
 #[tokio::test]
-async fn upstream_connections_are_counted_by_state() {
-    let origin = hello().await;
+async fn upstream_connections_in_use_are_counted() {
+    let origin = Origin::start(|mut conn| async move {
+        conn.request().await;
+        conn.closed().await;
+    })
+    .await;
     let proxy = Proxy::to(&origin).start().await;
-    proxy.connect().await.get("/").await;
-    proxy.access_log(1).await;
-    let all = async || proxy.metric("upstream_connections", &[("upstream", "app")]).await.filter(|all| *all == 1.0);
-    eventually("one connection, whatever its state", all).await;
+    let mut client = proxy.connect().await;
+    client.send_request("GET", "/", "").await;
+    origin.wait("the request", |seen| seen.requests.len() == 1).await;
+    let active = async || proxy.metric("upstream_connections", &[("upstream", "app"), ("state", "active")]).await;
+    assert_eq!(active().await, Some(1.0));
+    drop(client);
+    eventually("none in use", async || active().await.filter(|count| *count == 0.0)).await;
 }
