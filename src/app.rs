@@ -17,6 +17,7 @@ use pingora_core::server::configuration::Opt;
 use pingora_core::services::background::background_service;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -140,8 +141,9 @@ impl Millpond {
         }
         let args = Args::parse();
         if let Some(Command::Schema) = args.command {
-            let schema = serde_json::to_string_pretty(&Conf::schema());
-            println!("{}", schema.unwrap_or_default());
+            let schema = serde_json::to_string_pretty(&Conf::schema()).unwrap_or_default();
+            // Whoever reads only the beginning of it is welcome to.
+            let _ = writeln!(std::io::stdout(), "{schema}");
             return ExitCode::SUCCESS;
         }
         let conf = match Conf::load(&args.conf) {
