@@ -111,6 +111,7 @@ impl Proxy {
     /// Phases 1 to 5.
     async fn respond(&self, pass: &mut Pass<'_>, body: &mut ClientBody, framing: Result<BodyLength>) -> Result<()> {
         let length = framing?;
+        headers::check_target(pass.session.request())?;
         if Arc::ptr_eq(pass.session.route_arc(), &self.service.no_route) {
             return Err(Error::new(ErrorKind::NoRoute, "no route matches"));
         }
