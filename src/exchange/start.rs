@@ -8,6 +8,7 @@ use crate::headers;
 use crate::peers::{Peer, Upstream};
 use crate::protocol::BodyLength;
 use crate::session::Session;
+use http::Version;
 use http::header::{EXPECT, HOST, HeaderValue, UPGRADE};
 use pingora_http::RequestHeader;
 use std::sync::Arc;
@@ -53,6 +54,8 @@ fn keep_upgrade(
     let allowed = &session.route().conf().upgrade;
     if let Some(protocol) = requested.iter().find(|protocol| allowed.contains(protocol))
         && matches!(body.length(), BodyLength::None)
+        // RFC 9110 7.8: an HTTP/1.0 client cannot be switched.
+        && session.request().version == Version::HTTP_11
     {
         request.insert_header(UPGRADE, header_value(protocol)?)?;
     }
