@@ -71,6 +71,10 @@ impl ClientWriter {
         self.bodiless |= matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         self.frame(client.req_header().version, &mut header)?;
         let end = end || self.bodiless;
+        if !end && self.content_length.is_none() && client.req_header().version == Version::HTTP_10 {
+            // Only the end of the connection ends this body.
+            client.set_keepalive(None);
+        }
         self.ended = end;
         self.header_sent = true;
         match (&mut self.protocol, &mut *client.downstream_session) {
