@@ -216,3 +216,23 @@ async fn many_aborts_leak_no_file_descriptor() {
     proxy.access_log(50).await;
     eventually("as many descriptors as before", async || (proxy.fds() <= before + 2).then_some(())).await;
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_is_no_reason_to_repeat_a_request_on_another_connection() {
+    let origin = Origin::start(|mut conn| async move {
+        conn.request().await;
+        conn.send(reply(200, "one")).await;
+        conn.request().await;
+        conn.closed().await;
+    })
+    .await;
+    let proxy = Proxy::to(&origin).start().await;
+    let mut client = proxy.connect().await;
+    assert_eq!(client.get("/").await.text(), "one");
+    client.send_request("GET", "/", "").await;
+    origin.wait("the request on the pooled connection", |seen| seen.requests.len() == 2).await;
+    drop(client);
+    let line = &proxy.access_log(2).await[1];
+    assert_eq!((line.field("status"), line.field("upstream_addr")), ("499", origin.address()));
+    assert_eq!(origin.connections(), 1);
+}
