@@ -197,3 +197,24 @@ async fn an_idle_upstream_connection_is_closed_after_its_timeout() {
     origin.wait("the idle connection is closed", |seen| seen.open == 0).await;
     about(Duration::from_secs(1), start.elapsed());
 }
+
+#[tokio::test]
+async fn a_client_that_takes_none_of_many_small_pieces_loses_its_connection_too() {
+    let origin = Origin::start(|mut conn| async move {
+        conn.request().await;
+        conn.send_head(1 << 40).await;
+        // Slow enough for each piece to be flushed by itself.
+        let mut tick = tokio::time::interval(Duration::from_millis(3));
+        while conn.send([b'x'; 1400]).await {
+            tick.tick().await;
+        }
+    })
+    .await;
+    let route = json!({ "client": { "send_timeout": "500ms" }, "buffering": { "max_temp_file_size": 0 } });
+    let proxy = Proxy::to(&origin).route(route).start().await;
+    let mut client = proxy.connect().await;
+    client.send_request("GET", "/", "").await;
+    client.head().await;
+    proxy.wait_log(&["to the client: nothing for 500ms"]).await;
+    origin.wait("the upstream's connection is closed", |seen| seen.open == 0).await;
+}
