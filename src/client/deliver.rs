@@ -226,7 +226,7 @@ impl Rate {
                 self.sleep = None;
             }
             let elapsed = self.started.elapsed();
-            let earned = (elapsed.as_secs_f64() * self.limit as f64) as u64 + self.limit;
+            let earned = ((elapsed.as_secs_f64() * self.limit as f64) as u64).saturating_add(self.limit);
             let Some(allowed) = usize::try_from(earned.saturating_sub(sent)).ok().filter(|allowed| *allowed > 0) else {
                 let owed = (sent - earned + 1) as f64 / self.limit as f64;
                 let pause = Duration::from_secs_f64(owed).max(Duration::from_millis(10));
