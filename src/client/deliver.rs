@@ -129,7 +129,11 @@ impl Delivery<'_> {
             return Poll::Ready(Event::Done);
         }
         if self.rate.has_pending() {
-            return self.rate.poll_slice(cx, self.writer.accepted()).map(|run| Event::Run(Ok(run)));
+            return match self.rate.poll_slice(cx, self.writer.accepted()) {
+                Poll::Ready(run) => Poll::Ready(Event::Run(Ok(run))),
+                Poll::Pending if self.writer.is_unflushed() => Poll::Ready(Event::Dry),
+                Poll::Pending => Poll::Pending,
+            };
         }
         if std::mem::take(&mut self.unacknowledged) {
             self.source.accepted();

@@ -521,3 +521,13 @@ async fn the_largest_rate_that_an_upstream_can_ask_for() {
     let proxy = Proxy::to(&origin).start().await;
     assert_eq!(proxy.connect().await.get("/").await.text(), "hello");
 }
+
+#[tokio::test]
+async fn a_low_rate_does_not_hold_back_what_has_been_earned() {
+    let origin = Origin::http(|_| reply(200, &"x".repeat(1000))).await;
+    let proxy = Proxy::to(&origin).route(json!({ "limit_rate": 10 })).start().await;
+    let mut client = proxy.connect().await;
+    client.send_request("GET", "/", "").await;
+    let head = client.head().await;
+    assert!(client.body_piece(&mut client::framing(&head, "GET")).await.unwrap().is_some());
+}
