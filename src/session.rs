@@ -123,6 +123,28 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// A session for a request that no client has made.
+    #[cfg(test)]
+    pub(crate) fn without_client(request: RequestHeader, service: Arc<Service>, route: Arc<Route>) -> Self {
+        route.metrics.begun();
+        Session {
+            limit_rate: 0,
+            client: None,
+            own_request: Some(Box::new(request)),
+            service,
+            route,
+            captures: Captures::default(),
+            started: Instant::now(),
+            request_id: OnceCell::new(),
+            extensions: http::Extensions::new(),
+            attempts: Vec::new(),
+            answer: None,
+            held_header: None,
+            outcome: Outcome::default(),
+            buffered: PipeStats::default(),
+        }
+    }
+
     /// The request as the client sent it, with the changes that filters made to it.
     ///
     /// # Panics
