@@ -381,5 +381,5 @@ async fn a_body_goes_with_any_method() {
     for method in ["GET", "DELETE", "PATCH", "PROPFIND"] {
         assert_eq!(client.post(method, "/", b"body").await.text(), "4", "{method}");
     }
-    assert_eq!(origin.requests().iter().map(|request| request.method.as_str()).last(), Some("PROPFIND"));
+    assert_eq!(origin.requests().iter().map(|request| request.method.as_str()).next_back(), Some("PROPFIND"));
 }

@@ -18,11 +18,11 @@ pub mod pattern;
 pub mod proxy;
 pub mod servers;
 
-pub use client::{Client, Response};
+pub use client::Client;
 pub use io::Certificate;
-pub use origin::{Conn, Origin, Request, reply};
+pub use origin::{Origin, reply};
 pub use pattern::Pattern;
-pub use proxy::{Files, Ports, Proxy, Setup};
+pub use proxy::{Ports, Proxy, Setup};
 pub use serde_json::{Value, json};
 
 use std::future::Future;
