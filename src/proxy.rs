@@ -111,9 +111,6 @@ impl Proxy {
     /// Phases 1 to 5.
     async fn respond(&self, pass: &mut Pass<'_>, body: &mut ClientBody, framing: Result<BodyLength>) -> Result<()> {
         let length = framing?;
-        if Arc::ptr_eq(pass.session.route_arc(), &self.service.no_route) {
-            return Err(Error::new(ErrorKind::NoRoute, "no route matches"));
-        }
         if pass.request_filter().await? == Flow::Done {
             let answer = pass.session.take_answer();
             let Some(answer) = answer else {
@@ -123,13 +120,16 @@ impl Proxy {
         }
         let route = pass.session.route_arc().clone();
         let Some(upstream) = &route.upstream else {
-            return Err(Error::new(ErrorKind::NoRoute, "no filter has answered, and the route has no upstream"));
+            let text = match Arc::ptr_eq(&route, &self.service.no_route) {
+                true => "no route matches",
+                false => "no filter has answered, and the route has no upstream",
+            };
+            return Err(Error::new(ErrorKind::NoRoute, text));
         };
         let mut request_body = self.request_body(pass, body, length).await?;
         match exchange(pass, upstream, &self.limits, &mut request_body, body).await? {
             Response::Upgraded(header, tunnel) => {
-                let header = pass.response_filter(header).await?.or_else(|| pass.session.take_held_header());
-                let Some(header) = header else { return Err(Error::new(ErrorKind::Internal, "the 101 is gone")) };
+                let header = pass.response_filter_alone(header).await?;
                 tunnel.run(&mut pass.session, header).await
             }
             Response::Message(mut header, response) => {

@@ -246,7 +246,7 @@ impl<'a> Session<'a> {
         &mut self.attempts
     }
 
-    /// How the response was buffered, as far as it has come.
+    /// How the response was buffered; known in `logging`, nothing before.
     pub fn buffered(&self) -> &PipeStats {
         &self.buffered
     }

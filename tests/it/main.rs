@@ -2,6 +2,7 @@
 
 mod aborts;
 mod buffering;
+mod chain;
 mod config;
 mod examples;
 mod filters;
