@@ -96,12 +96,8 @@ impl Proxy {
 
     fn find_route(&self, client: &Client) -> (Arc<Route>, Captures) {
         let request = client.req_header();
-        let host = request
-            .uri
-            .authority()
-            .map(|authority| authority.as_str())
-            .or_else(|| request.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()));
-        let found = self.service.conf.table.find(without_port(host.unwrap_or("")), request.uri.path(), &request.method);
+        let host = headers::without_port(headers::host(request).unwrap_or(""));
+        let found = self.service.conf.table.find(host, request.uri.path(), &request.method);
         match found {
             Some(found) => (self.service.routes[found.index].clone(), found.captures),
             None => (self.service.no_route.clone(), Captures::default()),
@@ -253,13 +249,6 @@ fn request_framing(client: &Client) -> Result<BodyLength> {
 
 fn has_body(framing: &Result<BodyLength>) -> bool {
     !matches!(framing, Ok(BodyLength::None | BodyLength::Known(0)))
-}
-
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    }
 }
 
 /// `X-Accel-*` speak to the proxy, not to the client.

@@ -185,8 +185,8 @@ impl<'a> Session<'a> {
     }
 
     /// The host the client asked for, as it wrote it: `:authority` in HTTP/2, else `Host`.
-    pub fn host(&self) -> Option<String> {
-        crate::exchange::start::client_host(self)
+    pub fn host(&self) -> Option<&str> {
+        crate::headers::host(self.request())
     }
 
     /// Did the client connect by TLS?

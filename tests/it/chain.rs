@@ -15,10 +15,11 @@ async fn saying(body: &'static str) -> Origin {
     Origin::http(move |_| reply(200, body)).await
 }
 
-/// How many log lines contain `word`, once the access log has `requests` lines.
-async fn lines(proxy: &Proxy, requests: usize, word: &str) -> usize {
-    proxy.access_log(requests).await;
-    proxy.log().lines().filter(|line| line.contains(word)).count()
+/// Exactly so many log lines contain `word` once all have been read.
+async fn logged(proxy: &Proxy, count: usize, word: &str) {
+    let lines = || proxy.log().lines().filter(|line| line.contains(word)).count();
+    eventually(word, async || (lines() >= count).then_some(())).await;
+    assert_eq!(lines(), count, "{word}:\n{}", proxy.log());
 }
 
 #[tokio::test]
@@ -61,7 +62,7 @@ async fn a_held_header_can_be_changed_until_the_body_is_seen() {
         assert_eq!((response.header("x-length"), response.text().as_str()), (Some("13"), "more than one"));
     }
     // The filter inside sees the body first, and not the header that another one holds.
-    assert_eq!(lines(&proxy, 2, "saw_header=false").await, 2);
+    logged(&proxy, 2, "saw_header=false").await;
 }
 
 #[tokio::test]
@@ -133,7 +134,7 @@ async fn a_local_answer_passes_the_hooks_of_the_filters_entered_so_far() {
         assert_eq!(response.text(), "answered");
     }
     assert_eq!(origin.connections(), 0);
-    assert_eq!(lines(&proxy, 2, "calls: a:request a:response a:body b:logging a:logging").await, 2);
+    logged(&proxy, 2, "calls: a:request a:response a:body b:logging a:logging").await;
 }
 
 #[tokio::test]
@@ -166,7 +167,7 @@ async fn a_panic_in_a_hook_is_a_500_and_a_log_line_that_names_the_filter() {
             assert_eq!((response.status, response.broken), (500, None), "{hook}");
         }
         proxy.wait_log(&["ERROR", &format!("filter fail: panic in {hook}: as configured")]).await;
-        assert_eq!(lines(&proxy, 2, "a:logging").await, 2, "{hook}");
+        logged(&proxy, 2, "a:logging").await;
     }
 }
 
@@ -179,7 +180,7 @@ async fn a_panic_behind_the_header_breaks_the_message() {
     let received = String::from_utf8(client.rest().await).unwrap();
     assert!(!received.contains("hello") && !received.contains("500"), "{received}");
     proxy.wait_log(&["ERROR", "filter fail: panic in body_filter: as configured"]).await;
-    assert_eq!(lines(&proxy, 1, "witness: status=200 sent=0 error=Some(500)").await, 1);
+    logged(&proxy, 1, "witness: status=200 sent=0 error=Some(500)").await;
 }
 
 #[tokio::test]
@@ -188,7 +189,7 @@ async fn a_panic_in_logging_keeps_nobody_from_logging() {
     let proxy = chain(&origin, json!([{ "witness": {} }, { "fail": { "hook": "logging" } }])).start().await;
     assert_eq!(proxy.connect().await.get("/").await.text(), "hello");
     proxy.wait_log(&["ERROR", "filter fail: panic in logging"]).await;
-    assert_eq!(lines(&proxy, 1, "witness: status=200 sent=5 error=None").await, 1);
+    logged(&proxy, 1, "witness: status=200 sent=5 error=None").await;
 }
 
 #[tokio::test]
@@ -304,9 +305,8 @@ async fn behind_the_end_that_a_filter_sets_nothing_of_a_request_body_is_sent() {
         assert_eq!(client.response().await.status, 200);
         let requests = origin.requests();
         assert_eq!(requests.last().unwrap().body, b"FIRST!", "request_buffering: {buffering}");
-        proxy.access_log(1).await;
-        let log = proxy.log();
-        assert_eq!(log.matches("a:request_body").count(), 1, "{log}");
+        proxy.wait_log(&["calls:", "a:logging"]).await;
+        assert_eq!(proxy.log().matches("a:request_body").count(), 1, "{}", proxy.log());
     }
 }
 
@@ -344,10 +344,10 @@ async fn logging_is_called_once_however_a_request_ends() {
     origin.wait("the request", |seen| seen.requests.iter().any(|request| request.target == "/silent")).await;
     drop(client);
     proxy.access_log(3).await;
-    assert_eq!(lines(&proxy, 3, "witness:").await, 3);
+    logged(&proxy, 3, "witness:").await;
     for line in
         ["status=200 sent=5 error=None", "status=200 sent=4 error=Some(502)", "status=499 sent=0 error=Some(499)"]
     {
-        assert_eq!(lines(&proxy, 3, line).await, 1, "{line}:\n{}", proxy.log());
+        logged(&proxy, 1, line).await;
     }
 }
