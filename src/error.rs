@@ -116,6 +116,13 @@ impl Error {
         matches!(self.kind(), ClientTimeout | ClientSendTimeout | ConnectTimeout | SendTimeout | ReadTimeout)
     }
 
+    /// Is it an upstream that failed? Only then may another peer do better.
+    pub fn is_upstream(&self) -> bool {
+        use ErrorKind::*;
+        let connecting = matches!(self.kind(), NoLivePeer | Connect | ConnectTimeout | Send | SendTimeout);
+        connecting || matches!(self.kind(), Closed | ReadTimeout | InvalidHeader | InvalidBody | Truncated)
+    }
+
     /// Is it the client that failed, rather than an upstream or this proxy?
     pub fn is_client(&self) -> bool {
         use ErrorKind::*;

@@ -69,6 +69,24 @@ pub(crate) fn without_port(host: &str) -> &str {
     }
 }
 
+/// Where a client's request goes must be clear: its target is a path, `*`, or in absolute form, and an HTTP/1.1 request
+/// has a `Host` that can be read (RFC 9112 3.2).
+///
+/// # Errors
+/// [`ErrorKind::BadRequest`].
+pub(crate) fn check_target(request: &RequestHeader) -> Result<()> {
+    let target = request.raw_path();
+    let begins_with = |start: &[u8]| target.get(..start.len()).is_some_and(|is| is.eq_ignore_ascii_case(start));
+    if target != b"*" && ![&b"/"[..], b"http://", b"https://"].into_iter().any(begins_with) {
+        return Err(bad_request("a target that is not a path"));
+    }
+    match request.headers.get(header::HOST) {
+        None if request.version == Version::HTTP_11 => Err(bad_request("no Host")),
+        Some(host) if host.to_str().is_err() => Err(bad_request("a malformed Host")),
+        _ => Ok(()),
+    }
+}
+
 /// The members of a header that is a comma-separated list, over all of its lines, without white space and empty members
 /// (RFC 9110 5.6.1).
 pub(crate) fn list<'a, V>(values: impl IntoIterator<Item = &'a V>) -> impl Iterator<Item = &'a [u8]>

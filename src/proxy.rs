@@ -107,6 +107,7 @@ impl Proxy {
     /// Phases 1 to 5.
     async fn respond(&self, pass: &mut Pass<'_>, body: &mut ClientBody, framing: Result<BodyLength>) -> Result<()> {
         let length = framing?;
+        headers::check_target(pass.session.request())?;
         if pass.request_filter().await? == Flow::Done {
             let answer = pass.session.take_answer();
             let Some(answer) = answer else {
@@ -285,7 +286,9 @@ async fn deliver_message(
                 let delivery = pin!(deliver(pass, header, Source::Pipe(&mut reader), body));
                 beside(&mut fill, delivery).await
             };
-            if pass.session.route().conf.ignore_client_abort && delivered.is_err() {
+            // An upstream that still waits for the rest of the request would never come to its end.
+            let left = delivered.as_ref().is_err_and(Error::is_client) && !body.is_awaited();
+            if pass.session.route().conf.ignore_client_abort && left {
                 run_to_its_end(&mut fill, &mut reader).await;
             }
             note_upstream(&mut pass.session, &fill.report());

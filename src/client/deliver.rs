@@ -81,7 +81,7 @@ pub(crate) async fn deliver(
     let empty = matches!(&delivery.source, Source::Whole(bufs, None) if bufs.is_empty());
     pass.session.outcome.status = header.status.as_u16();
     if let Some(header) = pass.response_filter(header).await? {
-        delivery.send_header(pass, header, empty)?;
+        delivery.begin(pass, header, empty).await?;
     }
     delivery.run(pass, body).await
 }
@@ -95,6 +95,19 @@ struct Delivery<'a> {
 }
 
 impl Delivery<'_> {
+    /// The header, when no filter holds it. An HTTP/2 message can end with it, but not before the filters have seen that
+    /// there is no body, and added none.
+    async fn begin(&mut self, pass: &mut Pass<'_>, header: ResponseHeader, empty: bool) -> Result<()> {
+        let mut run = Bufs::end_of_body();
+        if empty && pass.session.client().is_some_and(|client| client.is_http2()) {
+            pass.body_filter(&mut run).await?;
+            self.send_header(pass, header, run.is_empty() && run.is_last())?;
+            self.rate.pend(run);
+            return Ok(());
+        }
+        self.send_header(pass, header, false)
+    }
+
     async fn run(&mut self, pass: &mut Pass<'_>, body: &mut ClientBody) -> Result<()> {
         loop {
             match poll_fn(|cx| self.poll_event(cx, pass, body)).await {
@@ -129,7 +142,11 @@ impl Delivery<'_> {
             return Poll::Ready(Event::Done);
         }
         if self.rate.has_pending() {
-            return self.rate.poll_slice(cx, self.writer.accepted()).map(|run| Event::Run(Ok(run)));
+            return match self.rate.poll_slice(cx, self.writer.accepted()) {
+                Poll::Ready(run) => Poll::Ready(Event::Run(Ok(run))),
+                Poll::Pending if self.writer.is_unflushed() => Poll::Ready(Event::Dry),
+                Poll::Pending => Poll::Pending,
+            };
         }
         if std::mem::take(&mut self.unacknowledged) {
             self.source.accepted();
@@ -226,7 +243,7 @@ impl Rate {
                 self.sleep = None;
             }
             let elapsed = self.started.elapsed();
-            let earned = (elapsed.as_secs_f64() * self.limit as f64) as u64 + self.limit;
+            let earned = ((elapsed.as_secs_f64() * self.limit as f64) as u64).saturating_add(self.limit);
             let Some(allowed) = usize::try_from(earned.saturating_sub(sent)).ok().filter(|allowed| *allowed > 0) else {
                 let owed = (sent - earned + 1) as f64 / self.limit as f64;
                 let pause = Duration::from_secs_f64(owed).max(Duration::from_millis(10));

@@ -152,6 +152,11 @@ impl ClientBody {
         self.watched
     }
 
+    /// Does an upstream wait for what is left of it?
+    pub(crate) fn is_awaited(&self) -> bool {
+        !self.done && self.sender.as_ref().is_some_and(BodySender::is_wanted)
+    }
+
     /// The request has failed: what is left of its body is nobody's any more.
     pub(crate) fn abandon(&mut self) {
         self.unread = !self.done;

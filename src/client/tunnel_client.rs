@@ -36,6 +36,8 @@ pub(crate) async fn run(
     // Pingora writes a Connection header of its own only to final answers.
     header.insert_header(CONNECTION, HeaderValue::from_static("upgrade"))?;
     client.write_response_header(Box::new(header), false).await.map_err(gone)?;
+    session.outcome.header_sent = true;
+    let Some(client) = session.client_mut() else { return Ok(()) };
     let mut tunnel = Tunnel {
         stream,
         buffer: BytesMut::with_capacity(TUNNEL_BUFFER),
@@ -48,7 +50,6 @@ pub(crate) async fn run(
         tunnel.queue_for_client(client, early);
     }
     let ended = poll_fn(|cx| tunnel.poll(cx, client)).await;
-    session.outcome.header_sent = true;
     session.outcome.body_bytes_sent = tunnel.carried;
     ended
 }

@@ -26,6 +26,7 @@ const SMALL_FRAME: usize = 4 * 1024;
 /// One response on its way to the client.
 pub(super) struct ClientWriter {
     protocol: Protocol,
+    send_timeout: Duration,
     timer: Timer,
     /// The answer to a HEAD, a 204 or a 304: whatever body comes is dropped.
     bodiless: bool,
@@ -55,6 +56,7 @@ impl ClientWriter {
         };
         ClientWriter {
             protocol,
+            send_timeout,
             timer: Timer::new(send_timeout),
             bodiless: client.req_header().method == Method::HEAD,
             content_length: None,
@@ -71,6 +73,10 @@ impl ClientWriter {
         self.bodiless |= matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         self.frame(client.req_header().version, &mut header)?;
         let end = end || self.bodiless;
+        if !end && self.content_length.is_none() && client.req_header().version == Version::HTTP_10 {
+            // Only the end of the connection ends this body.
+            client.set_keepalive(None);
+        }
         self.ended = end;
         self.header_sent = true;
         match (&mut self.protocol, &mut *client.downstream_session) {
@@ -195,9 +201,14 @@ impl ClientWriter {
         // Pingora flushes before it fails for a task that has failed, and gives that failure back.
         let marker = pingora_core::Error::new(FLUSHED);
         let tasks = vec![HttpTask::Body(None, false), HttpTask::Failed(marker)];
-        match client.downstream_session.response_duplex_vec(tasks).await {
-            Err(error) if *error.etype() != FLUSHED => Err(gone(error)),
-            _ => Ok(()),
+        let flushing = client.downstream_session.response_duplex_vec(tasks);
+        match pingora_timeout::timeout(self.send_timeout, flushing).await {
+            Ok(Err(error)) if *error.etype() != FLUSHED => Err(gone(error)),
+            Ok(_) => Ok(()),
+            Err(_) => {
+                let text = format!("flushing to the client: nothing for {:?}", self.send_timeout);
+                Err(Error::new(ErrorKind::ClientSendTimeout, text))
+            }
         }
     }
 

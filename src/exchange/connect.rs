@@ -49,9 +49,16 @@ pub(crate) async fn connect(
         }
         Connected::Http2(session, reused) => {
             let wire = http2::Http2Wire::new(session, reused, upstream, peer, request, length, limits);
-            Ok(Box::new(wire.map_err(Failed::ours)?))
+            Ok(Box::new(wire.map_err(|error| refused(error, reused))?))
         }
     }
+}
+
+/// An HTTP/2 connection takes no further stream: a pooled one may have been closed since, which says nothing about the
+/// peer.
+fn refused(error: Error, reused: bool) -> Failed {
+    let blames_peer = error.is_upstream();
+    Failed { sent: false, stale_connection: reused && blames_peer, blames_peer, error }
 }
 
 fn note_connected(pass: &mut Pass<'_>, upstream: &Upstream, reused: bool) {

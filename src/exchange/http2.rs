@@ -200,6 +200,11 @@ impl Wire for Http2Wire {
                 self.request = None;
                 Poll::Ready(Ok(()))
             }
+            Err(error) if error.is_timeout() => {
+                // Said once: the time limit has been reached, and must not be asked again.
+                self.request = None;
+                Poll::Ready(Err(error))
+            }
             sent => Poll::Ready(sent),
         }
     }

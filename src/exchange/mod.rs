@@ -86,7 +86,7 @@ pub(crate) async fn exchange(
             // nginx's $upstream_status: what the client would be told if there were no other peer.
             attempt.status.get_or_insert(failed.error.status());
         }
-        if failed.error.is_client() || failed.error.kind() == ErrorKind::Filter || !failed.blames_peer {
+        if !failed.blames_peer {
             return Err(failed.error);
         }
         chosen.report(true);
@@ -147,8 +147,8 @@ async fn attempt(
     let received = match exchange_headers(pass, &mut *wire, body, client).await {
         Ok(received) => received,
         Err(error) => {
-            let blames_peer = !error.is_client() && error.kind() != ErrorKind::Filter;
-            let stale_connection = wire.is_reused() && !wire.has_received() && !error.is_timeout();
+            let blames_peer = error.is_upstream();
+            let stale_connection = blames_peer && wire.is_reused() && !wire.has_received() && !error.is_timeout();
             return Err(Failed { error, sent: wire.has_sent(), stale_connection, blames_peer });
         }
     };

@@ -114,6 +114,11 @@ impl BodySender {
         Poll::Pending
     }
 
+    /// Does the receiver want more of it?
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.0.lock().state == State::Open
+    }
+
     pub(crate) fn push(&mut self, bufs: Bufs) {
         let mut channel = self.0.lock();
         channel.bufs.append(bufs);

@@ -8,6 +8,7 @@ use crate::headers;
 use crate::peers::{Peer, Upstream};
 use crate::protocol::BodyLength;
 use crate::session::Session;
+use http::Version;
 use http::header::{EXPECT, HOST, HeaderValue, UPGRADE};
 use pingora_http::RequestHeader;
 use std::sync::Arc;
@@ -53,6 +54,8 @@ fn keep_upgrade(
     let allowed = &session.route().conf().upgrade;
     if let Some(protocol) = requested.iter().find(|protocol| allowed.contains(protocol))
         && matches!(body.length(), BodyLength::None)
+        // RFC 9110 7.8: an HTTP/1.0 client cannot be switched.
+        && session.request().version == Version::HTTP_11
     {
         request.insert_header(UPGRADE, header_value(protocol)?)?;
     }
@@ -84,13 +87,15 @@ fn upstream_host(upstream: &Upstream, peer: &Peer) -> String {
 /// `uri` replaces the matched prefix; with an exact path or a regular expression it replaces the whole path.
 fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
     let conf = session.route().conf();
-    let target = request.raw_path();
+    // In HTTP/2, and in absolute form, the target has more than path and query.
+    let is_path = request.uri.authority().is_none() && request.raw_path().starts_with(b"/");
+    let target = match request.uri.path_and_query() {
+        Some(path) if !is_path => path.as_str().as_bytes(),
+        _ => request.raw_path(),
+    };
     let target = match &conf.uri {
-        // In HTTP/2, and in absolute form, the target has more than path and query.
-        None => match request.uri.authority() {
-            None => return Ok(()),
-            Some(_) => request.uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes().to_vec(),
-        },
+        None if is_path => return Ok(()),
+        None => target.to_vec(),
         Some(uri) => {
             let replacement = uri.render(session);
             let (path, query) = split_query(target);

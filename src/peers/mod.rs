@@ -125,9 +125,9 @@ impl Upstream {
             let member = &self.members[index];
             member.max_conns > 0 && member.active.load(Ordering::Relaxed) >= member.max_conns
         };
-        let index = self
-            .balance
-            .lock()
+        // Locked until the place is taken: two threads must not both find the last one free.
+        let mut balance = self.balance.lock();
+        let index = balance
             .choose(|index| !tried.contains(&index) && !full(index))
             .ok_or_else(|| Error::new(ErrorKind::NoLivePeer, format!("upstream {}: no live peer", self.name())))?;
         self.members[index].active.fetch_add(1, Ordering::Relaxed);

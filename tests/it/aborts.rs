@@ -216,3 +216,47 @@ async fn many_aborts_leak_no_file_descriptor() {
     proxy.access_log(50).await;
     eventually("as many descriptors as before", async || (proxy.fds() <= before + 2).then_some(())).await;
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_is_no_reason_to_repeat_a_request_on_another_connection() {
+    let origin = Origin::start(|mut conn| async move {
+        conn.request().await;
+        conn.send(reply(200, "one")).await;
+        conn.request().await;
+        conn.closed().await;
+    })
+    .await;
+    let proxy = Proxy::to(&origin).start().await;
+    let mut client = proxy.connect().await;
+    assert_eq!(client.get("/").await.text(), "one");
+    client.send_request("GET", "/", "").await;
+    origin.wait("the request on the pooled connection", |seen| seen.requests.len() == 2).await;
+    drop(client);
+    let line = &proxy.access_log(2).await[1];
+    assert_eq!((line.field("status"), line.field("upstream_addr")), ("499", origin.address()));
+    assert_eq!(origin.connections(), 1);
+}
+
+#[tokio::test]
+async fn with_ignore_client_abort_nobody_waits_for_a_request_body_that_will_never_come() {
+    let (tell, mut closed) = mpsc::unbounded_channel();
+    let origin = Origin::start(move |mut conn| {
+        let tell = tell.clone();
+        async move {
+            conn.head().await;
+            conn.send("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nsome of it").await;
+            conn.closed().await;
+            tell.send(()).unwrap();
+        }
+    })
+    .await;
+    let route = json!({ "ignore_client_abort": true, "request_buffering": false });
+    let proxy = Proxy::to(&origin).route(route).start().await;
+    let mut client = proxy.connect().await;
+    client.send_request("POST", "/", "Content-Length: 10\r\n").await;
+    client.send("some").await;
+    client.head().await;
+    drop(client);
+    within("the upstream's connection is closed", closed.recv()).await.unwrap();
+    logged_499(&proxy).await;
+}

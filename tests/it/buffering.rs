@@ -512,3 +512,22 @@ async fn a_client_that_pauses_and_goes_on_gets_everything() {
     let freed = proxy.metric("upstream_freed_early_seconds_sum", &[]);
     assert!(timeout(DEADLINE, freed).await.unwrap().unwrap() >= 0.25, "how early it was free is measured");
 }
+
+#[tokio::test]
+async fn the_largest_rate_that_an_upstream_can_ask_for() {
+    let origin =
+        Origin::once("HTTP/1.1 200 OK\r\nX-Accel-Limit-Rate: 18446744073709551615\r\nContent-Length: 5\r\n\r\nhello")
+            .await;
+    let proxy = Proxy::to(&origin).start().await;
+    assert_eq!(proxy.connect().await.get("/").await.text(), "hello");
+}
+
+#[tokio::test]
+async fn a_low_rate_does_not_hold_back_what_has_been_earned() {
+    let origin = Origin::http(|_| reply(200, &"x".repeat(1000))).await;
+    let proxy = Proxy::to(&origin).route(json!({ "limit_rate": 10 })).start().await;
+    let mut client = proxy.connect().await;
+    client.send_request("GET", "/", "").await;
+    let head = client.head().await;
+    assert!(client.body_piece(&mut client::framing(&head, "GET")).await.unwrap().is_some());
+}

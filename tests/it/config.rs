@@ -171,3 +171,10 @@ async fn sigterm_and_sigint_end_it() {
         assert!(status.success(), "{signal}: {status}");
     }
 }
+
+#[test]
+fn an_empty_server_name_does_not_turn_verification_off() {
+    let server = "app: { servers: [ 127.0.0.1:8080 ]";
+    let text = GOOD.replace(server, &format!("{server}, tls: {{ server_name: \"\" }}"));
+    reports(&errors(&text), &["upstreams.app.tls.server_name", "empty", "expected"]);
+}

@@ -383,3 +383,14 @@ async fn a_body_goes_with_any_method() {
     }
     assert_eq!(origin.requests().iter().map(|request| request.method.as_str()).next_back(), Some("PROPFIND"));
 }
+
+#[tokio::test]
+async fn a_body_that_only_the_close_can_end_is_announced_so_to_an_http10_client() {
+    let origin =
+        Origin::http(|_| "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n".into()).await;
+    let proxy = Proxy::to(&origin).start().await;
+    let mut client = proxy.connect().await;
+    client.send("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
+    let response = client.response().await;
+    assert_eq!((response.header("connection"), response.text().as_str()), (Some("close"), "abc"));
+}

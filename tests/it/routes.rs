@@ -180,3 +180,14 @@ async fn defaults_are_inherited_and_can_be_overridden() {
     assert_eq!(proxy.connect().await.post("POST", "/large/", &body).await.status, 200);
     assert_eq!(origin.only_request().header("x-default"), Some("yes"));
 }
+
+#[tokio::test]
+async fn an_absolute_form_target_reaches_the_upstream_as_a_path() {
+    let origin = Origin::http(|request| reply(200, &request.target)).await;
+    let routes = json!([{ "upstream": "app" }, { "match": { "path": "/api/" }, "upstream": "app", "uri": "/v2/" }]);
+    let proxy = Proxy::to(&origin).routes(routes).start().await;
+    let mut client = proxy.connect().await;
+    for (target, path) in [("/a?b", "/a?b"), ("", "/"), ("?b", "/?b"), ("/api/x?b", "/v2/x?b")] {
+        assert_eq!(client.get(&format!("http://test{target}")).await.text(), path, "{target}");
+    }
+}

@@ -195,3 +195,16 @@ async fn a_chunked_request_has_exactly_one_framing_upstream() {
         assert_eq!(client.get("/").await.status, 200, "the connection goes on");
     }
 }
+
+#[tokio::test]
+async fn a_target_that_is_not_a_path() {
+    for target in ["admin/x", "ftp://t/x", "t:80"] {
+        is_400(&format!("GET {target} HTTP/1.1\r\nHost: t\r\n\r\n")).await;
+    }
+}
+
+#[tokio::test]
+async fn no_host_or_one_that_cannot_be_read() {
+    is_400("GET / HTTP/1.1\r\n\r\n").await;
+    is_400("GET / HTTP/1.1\r\nHost: caf\u{e9}\r\n\r\n").await;
+}

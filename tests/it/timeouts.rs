@@ -1,8 +1,10 @@
 //! Time limits on both sides: between two operations, and only while really waiting for the other end.
 
+use crate::support::http2::{Http2Origin, send_all};
 use crate::support::origin::Unreachable;
 use crate::support::*;
 use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 
 /// An origin that takes requests and never answers.
@@ -196,4 +198,46 @@ async fn an_idle_upstream_connection_is_closed_after_its_timeout() {
     let start = Instant::now();
     origin.wait("the idle connection is closed", |seen| seen.open == 0).await;
     about(Duration::from_secs(1), start.elapsed());
+}
+
+#[tokio::test]
+async fn a_client_that_takes_none_of_many_small_pieces_loses_its_connection_too() {
+    let origin = Origin::start(|mut conn| async move {
+        conn.request().await;
+        conn.send_head(1 << 40).await;
+        // Slow enough for each piece to be flushed by itself.
+        let mut tick = tokio::time::interval(Duration::from_millis(3));
+        while conn.send([b'x'; 1400]).await {
+            tick.tick().await;
+        }
+    })
+    .await;
+    let route = json!({ "client": { "send_timeout": "500ms" }, "buffering": { "max_temp_file_size": 0 } });
+    let proxy = Proxy::to(&origin).route(route).start().await;
+    let mut client = proxy.connect().await;
+    client.send_request("GET", "/", "").await;
+    client.head().await;
+    proxy.wait_log(&["to the client: nothing for 500ms"]).await;
+    origin.wait("the upstream's connection is closed", |seen| seen.open == 0).await;
+}
+
+#[tokio::test]
+async fn an_http2_upstream_that_answers_and_takes_no_more_of_the_request_still_has_the_read_limit() {
+    let origin = Http2Origin::start(None, |_request, mut respond| async move {
+        let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+        assert!(send_all(&mut send, b"some", false).await);
+        // The request is held, and nothing of it read.
+        std::future::poll_fn(|cx| send.poll_reset(cx)).await.unwrap();
+    })
+    .await;
+    let proxy = Proxy::to_all(json!([origin.address()]))
+        .upstream(json!({ "http_version": 2 }))
+        .route(json!({ "request_buffering": false, "timeouts": { "send": "300ms", "read": "600ms" } }))
+        .start()
+        .await;
+    let mut client = proxy.connect().await;
+    client.send_request("POST", "/", "Content-Length: 1000000\r\n").await;
+    let (_reading, mut writing) = client.split();
+    tokio::spawn(async move { writing.write_all(&[0; 1_000_000]).await.is_ok() });
+    proxy.wait_log(&["reading the body", "600ms"]).await;
 }

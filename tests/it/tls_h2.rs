@@ -369,3 +369,17 @@ async fn a_unix_socket_upstream() {
     assert_eq!(origin.connections(), 1, "pooled too");
     assert!(proxy.access_log(2).await[0].field("upstream_addr").contains("app.sock"));
 }
+
+#[tokio::test]
+async fn a_trailers_only_answer_stays_one_behind_a_filter() {
+    let origin = Http2Origin::start(None, |_, mut respond| async move {
+        let answer = HttpResponse::builder().header("grpc-status", "5").body(()).unwrap();
+        respond.send_response(answer, true).unwrap();
+    })
+    .await;
+    let route = json!({ "filters": [{ "sub": { "replace": { "old": "new" } } }] });
+    let proxy = http2(&origin).route(route).tls(&[&Certificate::new("test")]).start().await;
+    let answer = Http2::connect_tls(proxy.ports.tls, "test").await.get_head("/").await;
+    assert_eq!(answer.headers()["grpc-status"], "5");
+    assert!(answer.body().is_end_stream());
+}

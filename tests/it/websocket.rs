@@ -170,3 +170,12 @@ async fn a_peer_that_refuses_moves_on_for_upgrades_too() {
     let mut socket = open(proxy.connect().await).await;
     echoes(&mut socket, Message::text("on the second")).await;
 }
+
+#[tokio::test]
+async fn an_http10_client_is_never_switched() {
+    let origin = Origin::http(|request| reply(200, request.header("upgrade").unwrap_or("none"))).await;
+    let proxy = Proxy::to(&origin).start().await;
+    let mut client = proxy.connect().await;
+    client.send("GET / HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").await;
+    assert_eq!(client.response().await.text(), "none");
+}

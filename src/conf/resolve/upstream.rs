@@ -99,6 +99,11 @@ impl Resolver {
             _ => {}
         }
         let server_name = match &raw.server_name {
+            // Pingora verifies nothing where there is no name.
+            Some(name) if name.is_empty() && raw.verify => {
+                self.error(&key_path(path, "server_name"), "an empty name", "the name in the servers' certificates");
+                String::new()
+            }
             Some(name) => name.clone(),
             None => self.common_name(servers, raw.verify, &key_path(path, "server_name")),
         };
