@@ -59,7 +59,7 @@ impl UpstreamPhases for Forwarded {
         let address = session.remote_addr().map(|address| address.ip());
         if self.conf.rfc7239 {
             X_FORWARDED.iter().for_each(|name| drop(request.remove_header(*name)));
-            let element = element(address, proto, host.as_deref());
+            let element = element(address, proto, host);
             return self.append(request, "Forwarded", &element);
         }
         request.remove_header("forwarded");

@@ -81,6 +81,8 @@ impl UpstreamPhases for Sub {
         ctx.active = !response.headers.contains_key("content-encoding")
             && response.status != StatusCode::PARTIAL_CONTENT
             && is_of_type(response, &self.types);
+        // An error page may follow an answer that failed.
+        ctx.held.clear();
         if ctx.active {
             response.remove_header("content-length");
             response.remove_header("etag");

@@ -103,7 +103,7 @@ fn json_line(session: &Session<'_>) -> Value {
     add("service", json!(session.service().name()));
     add("route", json!(session.route().name()));
     add("method", json!(request.method.as_str()));
-    add("host", json!(crate::exchange::start::client_host(session)));
+    add("host", json!(session.host()));
     add("request_uri", json!(String::from_utf8_lossy(request.raw_path())));
     add("protocol", json!(variables::protocol(session)));
     add("status", json!(outcome.status));

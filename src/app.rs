@@ -186,6 +186,11 @@ impl Millpond {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn services(&self, conf: &Conf) -> Result<Vec<Arc<Service>>, ConfErrors> {
+        self.build(conf).map(|built| built.services)
+    }
+
     fn service(
         &self,
         conf: &conf::Service,

@@ -6,7 +6,8 @@ use std::collections::VecDeque;
 /// A run of body chunks, and whether the body ends with it: nginx's buffer chain with `last_buf`.
 ///
 /// A body callback may leave it alone, change it, take all of it and keep it for later, emit none or many chunks, or end
-/// the body early with [`end`](Self::end). An empty run that is not [`last`](Self::is_last) goes no further.
+/// the body early with [`end`](Self::end). An empty run that is not [`last`](Self::is_last) goes no further. The end
+/// itself cannot be kept: taking it away, as `mem::take` does, is an error; use [`take`](Self::take).
 #[derive(Debug, Default, Clone)]
 pub struct Bufs {
     chunks: VecDeque<Bytes>,
@@ -24,11 +25,6 @@ impl Bufs {
         let mut bufs = Bufs { chunks: VecDeque::new(), last };
         bufs.push(chunk);
         bufs
-    }
-
-    /// The empty run that ends a body.
-    pub fn end_of_body() -> Self {
-        Bufs { chunks: VecDeque::new(), last: true }
     }
 
     /// Append a chunk; an empty one is dropped.
@@ -87,13 +83,9 @@ impl Bufs {
         self.last
     }
 
-    /// End the body with this run. The rest of the upstream's body is not read, its connection is closed.
+    /// End the body with this run. Of a response, the rest is not read and the upstream's connection is closed; of a
+    /// request, the rest is read and thrown away.
     pub fn end(&mut self) {
         self.last = true;
-    }
-
-    /// Hold the end back, for a filter that has more to emit later. It must [`end`](Self::end) the body itself.
-    pub fn clear_last(&mut self) {
-        self.last = false;
     }
 }

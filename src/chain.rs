@@ -122,11 +122,14 @@ pub(crate) struct Pass<'s> {
     timed: bool,
     /// The filters have failed on the error page too; they see no more of the response.
     left: bool,
+    /// A filter has ended the request body, or answered: no filter sees more of that body.
+    request_body_over: bool,
 }
 
 struct HeldHeader {
     /// The filter that holds it.
     by: usize,
+    header: ResponseHeader,
 }
 
 impl<'s> Pass<'s> {
@@ -141,6 +144,7 @@ impl<'s> Pass<'s> {
             withheld: 0,
             timed,
             left: false,
+            request_body_over: false,
         }
     }
 
@@ -153,6 +157,7 @@ impl<'s> Pass<'s> {
                 phases.request_filter(&mut self.session, &mut *self.contexts[index])
             });
             if hook.await? == Flow::Done {
+                self.request_body_over = true;
                 return Ok(Flow::Done);
             }
         }
@@ -160,17 +165,25 @@ impl<'s> Pass<'s> {
         Ok(Flow::Continue)
     }
 
+    /// A run of the request body on its way inwards. What comes behind the end that a filter has set is thrown away.
     pub(crate) async fn request_body_filter(&mut self, body: &mut Bufs) -> Result<()> {
+        if self.request_body_over {
+            body.take();
+            return Ok(());
+        }
         let chain = self.chain.clone();
         for &index in chain.users(Hook::RequestBody) {
+            let was_last = body.is_last();
             guarded(&chain.filters[index], Hook::RequestBody, self.timed, |phases| {
                 phases.request_body_filter(&mut self.session, body, &mut *self.contexts[index])
             })
             .await?;
+            check_end(was_last, body, &chain.filters[index], Hook::RequestBody)?;
             if body.is_empty() && !body.is_last() {
                 break;
             }
         }
+        self.request_body_over = body.is_last();
         Ok(())
     }
 
@@ -213,8 +226,21 @@ impl<'s> Pass<'s> {
     /// Phase 4: start the header on its way outwards. `Some` when it passed every filter; else one holds it.
     pub(crate) async fn response_filter(&mut self, header: ResponseHeader) -> Result<Option<ResponseHeader>> {
         self.held = None;
+        self.session.take_held_header();
         self.withheld = 0;
         self.header_outwards(header, self.reach()).await
+    }
+
+    /// The same for a header that no body follows, a 101: nobody can hold it.
+    pub(crate) async fn response_filter_alone(&mut self, header: ResponseHeader) -> Result<ResponseHeader> {
+        let mut passed = self.response_filter(header).await?;
+        loop {
+            match (passed, self.held.take()) {
+                (Some(header), _) => return Ok(header),
+                (None, Some(held)) => passed = self.header_outwards(held.header, held.by).await?,
+                (None, None) => return Err(Error::new(ErrorKind::Internal, "the header is gone")),
+            }
+        }
     }
 
     /// Filters `0..reach` see the response.
@@ -230,8 +256,7 @@ impl<'s> Pass<'s> {
                 phases.response_filter(&mut self.session, &mut header, &mut *self.contexts[index])
             });
             if hook.await? == Header::Hold {
-                self.session.set_held_header(header);
-                self.held = Some(HeldHeader { by: index });
+                self.held = Some(HeldHeader { by: index, header });
                 return Ok(None);
             }
         }
@@ -250,20 +275,24 @@ impl<'s> Pass<'s> {
         let mut position = self.reach();
         while position > 0 {
             position -= 1;
+            if let Some(held) = self.held.take_if(|held| held.by == position) {
+                self.session.set_held_header(held.header);
+            }
             if chain.users(Hook::Body).contains(&position) {
+                let was_last = body.is_last();
                 guarded(&chain.filters[position], Hook::Body, self.timed, |phases| {
                     phases.body_filter(&mut self.session, body, &mut *self.contexts[position])
                 })
                 .await?;
+                check_end(was_last, body, &chain.filters[position], Hook::Body)?;
             }
+            let header = self.session.take_held_header();
             if body.is_empty() && !body.is_last() {
+                self.held = header.map(|header| HeldHeader { by: position, header }).or(self.held.take());
                 break;
             }
-            if self.held.as_ref().is_some_and(|held| held.by == position) {
-                self.held = None;
-                if let Some(header) = self.session.take_held_header() {
-                    released = self.header_outwards(header, position).await?;
-                }
+            if let Some(header) = header {
+                released = self.header_outwards(header, position).await?;
             }
         }
         self.watch_withheld(taken_in, body)?;
@@ -302,7 +331,7 @@ impl<'s> Pass<'s> {
         let chain = self.chain.clone();
         for &index in chain.users(Hook::Logging).iter().rev() {
             let filter = &chain.filters[index];
-            let hook = filter.phases.logging(&mut self.session, error, &mut *self.contexts[index]);
+            let hook = async { filter.phases.logging(&mut self.session, error, &mut *self.contexts[index]).await };
             if AssertUnwindSafe(hook).catch_unwind().await.is_err() {
                 log::error!("filter {}: panic in logging", filter.name);
             }
@@ -310,7 +339,16 @@ impl<'s> Pass<'s> {
     }
 }
 
-/// Run a hook: a panic becomes an error that names the filter, an error is given the filter's name, time is measured.
+/// The end of a body comes once: a filter that takes it away would leave the message without one for ever.
+fn check_end(was_last: bool, body: &Bufs, filter: &Filter, hook: Hook) -> Result<()> {
+    if was_last && !body.is_last() {
+        let text = format!("filter {}: {} took the end of the body away", filter.name, HOOK_NAMES[hook as usize]);
+        return Err(Error::new(ErrorKind::Filter, text));
+    }
+    Ok(())
+}
+
+/// Run a hook: a panic becomes an error, both are given the filter's name, time is measured.
 async fn guarded<'a, T>(
     filter: &'a Filter,
     hook: Hook,
@@ -318,16 +356,13 @@ async fn guarded<'a, T>(
     call: impl FnOnce(&'a dyn ErasedPhases) -> HookFuture<'a, Result<T>>,
 ) -> Result<T> {
     let started = timed.then(std::time::Instant::now);
-    let outcome = AssertUnwindSafe(call(&*filter.phases)).catch_unwind().await;
+    let outcome = AssertUnwindSafe(async { call(&*filter.phases).await }).catch_unwind().await;
     if let Some(started) = started {
         filter.times.observe(hook as usize, started.elapsed());
     }
     match outcome {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => {
-            log::debug!("filter {}: {} failed: {error}", filter.name, HOOK_NAMES[hook as usize]);
-            Err(error)
-        }
+        Ok(Err(error)) => Err(error.in_filter(&filter.name)),
         Err(panic) => {
             let text = format!("filter {}: panic in {}: {}", filter.name, HOOK_NAMES[hook as usize], said(&*panic));
             Err(Error::new(ErrorKind::Filter, text))

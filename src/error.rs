@@ -83,6 +83,12 @@ impl Error {
         Self::new(ErrorKind::Status(status), context)
     }
 
+    /// The same with the filter that it comes from in front of its text.
+    pub(crate) fn in_filter(mut self, name: &str) -> Self {
+        self.0.context = format!("filter {name}: {}", self.0.context);
+        self
+    }
+
     /// What went wrong.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

@@ -8,11 +8,11 @@ use pingora_http::{RequestHeader, ResponseHeader};
 
 /// What the hop-by-hop headers said, once they are gone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HopByHop {
+pub(crate) struct HopByHop {
     /// `TE: trailers`: this side understands trailers. May be said again to HTTP/2.
-    pub te_trailers: bool,
+    pub(crate) te_trailers: bool,
     /// The protocols of `Upgrade`, in lower case, if `Connection: upgrade` went with it; else none.
-    pub upgrade: Vec<String>,
+    pub(crate) upgrade: Vec<String>,
 }
 
 /// Remove from a request what never passes a proxy (RFC 9110 7.6.1): `Connection`, every header that it names, and the
@@ -20,12 +20,12 @@ pub struct HopByHop {
 ///
 /// `Host` and `Content-Length` stay even if `Connection` names them: without them the request would mean something
 /// else.
-pub fn strip_hop_by_hop(request: &mut RequestHeader) -> HopByHop {
+pub(crate) fn strip_hop_by_hop(request: &mut RequestHeader) -> HopByHop {
     strip(request)
 }
 
 /// The same for an upstream's response; called once per attempt.
-pub fn strip_hop_by_hop_response(response: &mut ResponseHeader) -> HopByHop {
+pub(crate) fn strip_hop_by_hop_response(response: &mut ResponseHeader) -> HopByHop {
     strip(response)
 }
 
@@ -37,7 +37,7 @@ pub fn strip_hop_by_hop_response(response: &mut ResponseHeader) -> HopByHop {
 /// # Errors
 /// [`ErrorKind::BadRequest`]: the framing is malformed or ambiguous (RFC 9112 6.3). The request must reach no upstream,
 /// and its connection must be closed, as nobody can tell where the next request begins.
-pub fn request_framing(raw_h1: Option<&[u8]>, request: &RequestHeader) -> Result<BodyLength> {
+pub(crate) fn request_framing(raw_h1: Option<&[u8]>, request: &RequestHeader) -> Result<BodyLength> {
     if request.headers.contains_key(header::TRANSFER_ENCODING) {
         check_transfer_encoding(raw_h1, request)?;
         return Ok(BodyLength::Unknown);
@@ -50,6 +50,22 @@ pub fn request_framing(raw_h1: Option<&[u8]>, request: &RequestHeader) -> Result
             .map(BodyLength::Known)
             .ok_or_else(|| bad_request("an invalid Content-Length")),
         (Some(_), Some(_)) => Err(bad_request("more than one Content-Length")),
+    }
+}
+
+/// The host that the client asked for, as it wrote it: `:authority` in HTTP/2 and in absolute form, else `Host`.
+pub(crate) fn host(request: &RequestHeader) -> Option<&str> {
+    match request.uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => request.headers.get(header::HOST)?.to_str().ok(),
+    }
+}
+
+/// `host` without its port, if it has one.
+pub(crate) fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
     }
 }
 
@@ -318,6 +334,14 @@ mod tests {
         let raw = b"\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n";
         let request = request(&[("Transfer-Encoding", "chunked")]);
         assert!(request_framing(Some(raw), &request).is_err());
+    }
+
+    #[test]
+    fn a_host_loses_its_port_but_not_its_ipv6_colons() {
+        for (host, name) in [("h.test:8080", "h.test"), ("h.test", "h.test"), ("[::1]", "[::1]"), ("[::1]:80", "[::1]")]
+        {
+            assert_eq!(without_port(host), name);
+        }
     }
 
     #[test]

@@ -187,24 +187,21 @@ pub(crate) struct UpstreamMetrics {
     response: Histogram,
     active: IntGauge,
     idle: IntGauge,
+    peers: Vec<Arc<str>>,
     peers_up: Vec<IntGauge>,
 }
 
 impl UpstreamMetrics {
     pub(crate) fn new<'a>(name: &str, peers: impl Iterator<Item = &'a Arc<str>>) -> Self {
+        let peers: Vec<_> = peers.cloned().collect();
         UpstreamMetrics {
             connect: METRICS.upstream_connect_seconds.with_label_values(&[name]),
             header: METRICS.upstream_header_seconds.with_label_values(&[name]),
             response: METRICS.upstream_response_seconds.with_label_values(&[name]),
             active: METRICS.upstream_connections.with_label_values(&[name, "active"]),
             idle: METRICS.upstream_connections.with_label_values(&[name, "idle"]),
-            peers_up: peers
-                .map(|peer| {
-                    let up = METRICS.upstream_peer_up.with_label_values(&[name, peer]);
-                    up.set(1);
-                    up
-                })
-                .collect(),
+            peers_up: peers.iter().map(|peer| METRICS.upstream_peer_up.with_label_values(&[name, peer])).collect(),
+            peers,
             name: name.to_owned(),
         }
     }
@@ -224,6 +221,7 @@ impl UpstreamMetrics {
         self.active.add(change);
     }
 
+    /// May a peer of the group be chosen?
     pub(crate) fn peer_up(&self, member: usize, up: bool) {
         if let Some(gauge) = self.peers_up.get(member) {
             gauge.set(i64::from(up));
@@ -232,7 +230,9 @@ impl UpstreamMetrics {
 
     fn attempt(&self, attempt: &Attempt) {
         let outcome = attempt.outcome.unwrap_or("aborted");
-        METRICS.upstream_attempts_total.with_label_values(&[&self.name, &attempt.address, outcome]).inc();
+        // A peer that a filter named may come from a request.
+        let peer = if self.peers.contains(&attempt.address) { &attempt.address } else { "other" };
+        METRICS.upstream_attempts_total.with_label_values(&[&self.name, peer, outcome]).inc();
         if let Some(took) = attempt.header_time {
             self.header.observe(took.as_secs_f64());
         }

@@ -11,7 +11,7 @@
 //!     upstream_request_filter                              once per attempt, on a fresh copy of the request
 //!  4 receive header │  │
 //!     upstream_response_filter                             once per attempt that got a header
-//!     response_filter                                      once, also for local answers and error pages
+//!     response_filter                                      once, also for local answers and error pages (see there)
 //!  5 process body   │  │
 //!     body_filter                                          once per run of body chunks
 //!  6 finish         ▼  │
@@ -140,8 +140,11 @@ pub trait UpstreamPhases: Send + Sync + 'static {
         Unused::<Result<()>>::new()
     }
 
-    /// Phase 4, once, for the answer that goes to the client, wherever it comes from: an upstream, a filter, an error page.
+    /// Phase 4, for the answer that goes to the client, wherever it comes from: an upstream, a filter, an error page.
     /// Whoever will change the length of the body removes `Content-Length` here.
+    ///
+    /// Once, but for an answer that fails while a filter holds its header: an error page follows, and begins anew. What
+    /// `ctx` keeps of the first body is to be dropped then.
     fn response_filter(
         &self,
         session: &mut Session<'_>,

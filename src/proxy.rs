@@ -96,12 +96,8 @@ impl Proxy {
 
     fn find_route(&self, client: &Client) -> (Arc<Route>, Captures) {
         let request = client.req_header();
-        let host = request
-            .uri
-            .authority()
-            .map(|authority| authority.as_str())
-            .or_else(|| request.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()));
-        let found = self.service.conf.table.find(without_port(host.unwrap_or("")), request.uri.path(), &request.method);
+        let host = headers::without_port(headers::host(request).unwrap_or(""));
+        let found = self.service.conf.table.find(host, request.uri.path(), &request.method);
         match found {
             Some(found) => (self.service.routes[found.index].clone(), found.captures),
             None => (self.service.no_route.clone(), Captures::default()),
@@ -112,9 +108,6 @@ impl Proxy {
     async fn respond(&self, pass: &mut Pass<'_>, body: &mut ClientBody, framing: Result<BodyLength>) -> Result<()> {
         let length = framing?;
         headers::check_target(pass.session.request())?;
-        if Arc::ptr_eq(pass.session.route_arc(), &self.service.no_route) {
-            return Err(Error::new(ErrorKind::NoRoute, "no route matches"));
-        }
         if pass.request_filter().await? == Flow::Done {
             let answer = pass.session.take_answer();
             let Some(answer) = answer else {
@@ -124,13 +117,16 @@ impl Proxy {
         }
         let route = pass.session.route_arc().clone();
         let Some(upstream) = &route.upstream else {
-            return Err(Error::new(ErrorKind::NoRoute, "no filter has answered, and the route has no upstream"));
+            let text = match Arc::ptr_eq(&route, &self.service.no_route) {
+                true => "no route matches",
+                false => "no filter has answered, and the route has no upstream",
+            };
+            return Err(Error::new(ErrorKind::NoRoute, text));
         };
         let mut request_body = self.request_body(pass, body, length).await?;
         match exchange(pass, upstream, &self.limits, &mut request_body, body).await? {
             Response::Upgraded(header, tunnel) => {
-                let header = pass.response_filter(header).await?.or_else(|| pass.session.take_held_header());
-                let Some(header) = header else { return Err(Error::new(ErrorKind::Internal, "the 101 is gone")) };
+                let header = pass.response_filter_alone(header).await?;
                 tunnel.run(&mut pass.session, header).await
             }
             Response::Message(mut header, response) => {
@@ -254,13 +250,6 @@ fn request_framing(client: &Client) -> Result<BodyLength> {
 
 fn has_body(framing: &Result<BodyLength>) -> bool {
     !matches!(framing, Ok(BodyLength::None | BodyLength::Known(0)))
-}
-
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    }
 }
 
 /// `X-Accel-*` speak to the proxy, not to the client.

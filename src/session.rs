@@ -123,6 +123,28 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// A session for a request that no client has made.
+    #[cfg(test)]
+    pub(crate) fn without_client(request: RequestHeader, service: Arc<Service>, route: Arc<Route>) -> Self {
+        route.metrics.begun();
+        Session {
+            limit_rate: 0,
+            client: None,
+            own_request: Some(Box::new(request)),
+            service,
+            route,
+            captures: Captures::default(),
+            started: Instant::now(),
+            request_id: OnceCell::new(),
+            extensions: http::Extensions::new(),
+            attempts: Vec::new(),
+            answer: None,
+            held_header: None,
+            outcome: Outcome::default(),
+            buffered: PipeStats::default(),
+        }
+    }
+
     /// The request as the client sent it, with the changes that filters made to it.
     ///
     /// # Panics
@@ -163,8 +185,8 @@ impl<'a> Session<'a> {
     }
 
     /// The host the client asked for, as it wrote it: `:authority` in HTTP/2, else `Host`.
-    pub fn host(&self) -> Option<String> {
-        crate::exchange::start::client_host(self)
+    pub fn host(&self) -> Option<&str> {
+        crate::headers::host(self.request())
     }
 
     /// Did the client connect by TLS?
@@ -224,7 +246,7 @@ impl<'a> Session<'a> {
         &mut self.attempts
     }
 
-    /// How the response was buffered, as far as it has come.
+    /// How the response was buffered; known in `logging`, nothing before.
     pub fn buffered(&self) -> &PipeStats {
         &self.buffered
     }

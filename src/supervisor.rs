@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// How often idle connections are looked over.
+/// How often idle connections, and the peers' standing, are looked over.
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -24,7 +24,10 @@ impl BackgroundService for Supervisor {
         loop {
             tokio::select! {
                 _ = shutdown.changed() => return,
-                _ = sweep.tick() => self.upstreams.iter().for_each(|upstream| upstream.pool.sweep()),
+                _ = sweep.tick() => self.upstreams.iter().for_each(|upstream| {
+                    upstream.pool.sweep();
+                    upstream.show_peers();
+                }),
             }
         }
     }

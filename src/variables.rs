@@ -1,6 +1,6 @@
 //! A request's values for the variables of [`Template`](crate::template::Template)s.
 
-use crate::exchange::start::client_host;
+use crate::headers::without_port;
 use crate::session::{Attempt, Session};
 use crate::template::{Variable, Variables};
 use http::Version;
@@ -12,7 +12,7 @@ impl Variables for Session<'_> {
         let request = self.request();
         Some(match variable {
             Variable::RemoteAddr => self.remote_addr()?.ip().to_string().into(),
-            Variable::Host => host_without_port(&client_host(self)?).into(),
+            Variable::Host => without_port(self.host()?).to_ascii_lowercase().into(),
             Variable::Uri => request.uri.path().into(),
             Variable::Args => request.uri.query()?.into(),
             Variable::Arg(name) => argument(request.uri.query()?, name)?.into(),
@@ -53,13 +53,6 @@ fn each(session: &Session<'_>, value: impl Fn(&Attempt) -> Option<String>) -> Op
     let values: Vec<_> =
         session.attempts().iter().map(|attempt| value(attempt).unwrap_or_else(|| "-".to_owned())).collect();
     (!values.is_empty()).then(|| values.join(", ").into())
-}
-
-fn host_without_port(host: &str) -> String {
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name.to_ascii_lowercase(),
-        _ => host.to_ascii_lowercase(),
-    }
 }
 
 /// The value of an argument in a query, undecoded, as nginx's `$arg_NAME`.
@@ -103,12 +96,5 @@ mod tests {
         assert_eq!(argument("a=1&id=7&id=8", "id"), Some("7"));
         assert_eq!(argument("a=1&flag", "flag"), Some(""));
         assert_eq!(argument("idx=1", "id"), None);
-    }
-
-    #[test]
-    fn a_host_loses_its_port_but_not_its_ipv6_colons() {
-        assert_eq!(host_without_port("Example.com:8080"), "example.com");
-        assert_eq!(host_without_port("[::1]"), "[::1]");
-        assert_eq!(host_without_port("[::1]:80"), "[::1]");
     }
 }

@@ -99,7 +99,7 @@ impl Delivery<'_> {
     /// The header, when no filter holds it. An HTTP/2 message can end with it, but not before the filters have seen that
     /// there is no body, and added none.
     async fn begin(&mut self, pass: &mut Pass<'_>, header: ResponseHeader, empty: bool) -> Result<()> {
-        let mut run = Bufs::end_of_body();
+        let mut run = Bufs::from_chunk(Bytes::new(), true);
         if empty && pass.session.client().is_some_and(|client| client.is_http2()) {
             pass.body_filter(&mut run).await?;
             self.send_header(pass, header, run.is_empty() && run.is_last())?;

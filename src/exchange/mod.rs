@@ -196,3 +196,77 @@ fn end_attempt(pass: &mut Pass<'_>, outcome: &'static str) {
         attempt.response_time = Some(Instant::now() - attempt.started);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::Millpond;
+    use crate::conf::Conf;
+    use crate::session::Session;
+    use bytes::Bytes;
+    use pingora_http::RequestHeader;
+    use std::future::poll_fn;
+    use std::task::Poll;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// An origin that answers one request on one connection.
+    async fn origin(answer: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut request).await.unwrap();
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            // The rest of the answer comes when there is none: the connection stays open until the test is over.
+            stream.read_to_end(&mut request).await.unwrap();
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn an_exchange_needs_no_client() {
+        let address = origin("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await;
+        let conf = Conf::from_value(serde_json::json!({
+            "upstreams": { "app": { "servers": [address] } },
+            "services": [{ "name": "none", "listen": ["127.0.0.1:1"], "routes": [{ "upstream": "app" }] }],
+        }));
+        let service = Millpond::new().services(&conf.unwrap()).unwrap().remove(0);
+        let route = service.routes[0].clone();
+        let upstream = route.upstream().unwrap().clone();
+        let request = RequestHeader::build("GET", b"/page", None).unwrap();
+        let mut pass = Pass::new(Session::without_client(request, service.clone(), route.clone()), &route.chain);
+        let limits = Limits::new(1 << 20, 0, std::env::temp_dir());
+        let mut body = RequestBody::None(crate::protocol::BodyLength::None);
+        let mut client = ClientBody::new(&route.conf, false);
+
+        let response = exchange(&mut pass, &upstream, &limits, &mut body, &mut client).await.unwrap();
+        let Response::Message(header, response) = response else { panic!("no message") };
+        assert_eq!(header.status, 200);
+        assert_eq!(read(response).await, "hello");
+    }
+
+    async fn read(response: ResponseBody) -> Bytes {
+        match response {
+            ResponseBody::Whole { mut body, .. } => body.take_all(),
+            ResponseBody::Piped { mut reader, mut fill } => {
+                let mut all = crate::bufs::Bufs::new();
+                poll_fn(|cx| {
+                    while fill.poll_step(cx) == Poll::Ready(true) {}
+                    while let Poll::Ready(run) = reader.poll_read(cx) {
+                        all.append(run.unwrap());
+                        if all.is_last() {
+                            return Poll::Ready(());
+                        }
+                    }
+                    Poll::Pending
+                })
+                .await;
+                all.take_all()
+            }
+        }
+    }
+}

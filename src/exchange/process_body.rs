@@ -13,6 +13,7 @@ use crate::protocol::BodyLength;
 use crate::routes::Route;
 use bytes::BytesMut;
 use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
 use pingora_http::ResponseHeader;
 use std::future::Future;
 use std::pin::pin;
@@ -74,7 +75,8 @@ impl ResponseBody {
             report: None,
             counted: PipeStats::default(),
         };
-        fill.begin(early.map(|early| early.body));
+        let length = header.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        fill.begin(early.map(|early| early.body), length);
         Response::Message(header, ResponseBody::Piped { reader, fill: Box::new(fill) })
     }
 }
@@ -118,9 +120,15 @@ pub(crate) struct Fill {
 
 impl Fill {
     /// What came with the header goes first.
-    fn begin(&mut self, early: Result<BytesMut>) {
+    fn begin(&mut self, early: Result<BytesMut>, content_length: Option<u64>) {
         match (early, &mut self.pipe) {
-            (Ok(body), Some(pipe)) => pipe.preread(body),
+            (Ok(body), Some(pipe)) => {
+                let rest = content_length.map(|length| length.saturating_sub(body.len() as u64));
+                pipe.preread(body);
+                if let Some(rest) = rest {
+                    pipe.expect(rest);
+                }
+            }
             (Ok(_), None) => {}
             (Err(error), _) => self.end(Err(error)),
         }

@@ -69,8 +69,8 @@ fn keep_upgrade(
 
 fn set_host(session: &Session<'_>, upstream: &Upstream, peer: &Peer, request: &mut RequestHeader) -> Result<()> {
     let host = match &session.route().conf().host {
-        HostHeader::Preserve => match client_host(session) {
-            Some(host) => host,
+        HostHeader::Preserve => match session.host() {
+            Some(host) => host.to_owned(),
             None => upstream_host(upstream, peer),
         },
         HostHeader::Upstream => upstream_host(upstream, peer),
@@ -78,15 +78,6 @@ fn set_host(session: &Session<'_>, upstream: &Upstream, peer: &Peer, request: &m
     };
     request.insert_header(HOST, header_value(&host)?)?;
     Ok(())
-}
-
-/// The host the client asked for: `:authority` in HTTP/2, else `Host`.
-pub(crate) fn client_host(session: &Session<'_>) -> Option<String> {
-    let request = session.request();
-    if let Some(authority) = request.uri.authority() {
-        return Some(authority.as_str().to_owned());
-    }
-    request.headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned)
 }
 
 /// What names the upstream: its TLS name, else the peer's address, else (a Unix socket) `localhost`.

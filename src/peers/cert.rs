@@ -3,6 +3,7 @@
 use pingora_core::utils::tls::CertKey;
 use std::path::Path;
 
+#[cfg(not(feature = "rustls"))]
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }
@@ -24,15 +25,12 @@ pub(crate) fn read(cert_file: &Path, key_file: &Path) -> Result<CertKey, String>
 /// The certificate chain and key of `tls.cert_file` and `tls.key_file`.
 #[cfg(feature = "rustls")]
 pub(crate) fn read(cert_file: &Path, key_file: &Path) -> Result<CertKey, String> {
-    use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-    let certs = CertificateDer::pem_slice_iter(&read_file(cert_file)?)
-        .map(|cert| cert.map(|cert| cert.to_vec()))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| format!("{}: not a PEM certificate: {error}", cert_file.display()))?;
-    let key = PrivateKeyDer::from_pem_slice(&read_file(key_file)?)
-        .map_err(|error| format!("{}: not a PEM private key: {error}", key_file.display()))?;
-    if certs.is_empty() {
-        return Err(format!("{}: holds no certificate", cert_file.display()));
+    let (cert_path, key_path) = (cert_file.to_string_lossy(), key_file.to_string_lossy());
+    match pingora_core::tls::load_certs_and_key_files(&cert_path, &key_path) {
+        Ok(Some((certs, key))) => {
+            Ok(CertKey::new(certs.iter().map(|cert| cert.to_vec()).collect(), key.secret_der().to_vec()))
+        }
+        Ok(None) => Err(format!("{cert_path}, {key_path}: no PEM certificate, or no private key")),
+        Err(error) => Err(format!("{cert_path}, {key_path}: {error}")),
     }
-    Ok(CertKey::new(certs, key.secret_der().to_vec()))
 }

@@ -66,7 +66,9 @@ impl Upstream {
         let metrics = UpstreamMetrics::new(&conf.name, members.iter().map(|member| member.peer.name()));
         let balance = Mutex::new(RoundRobin::new(&conf.servers));
         let pool = Pool::new(conf.keepalive.connections, conf.keepalive.timeout, metrics.idle());
-        Ok(Upstream { connectors, pool, protocol: Arc::new(Http1), metrics, members, balance, conf })
+        let upstream = Upstream { connectors, pool, protocol: Arc::new(Http1), metrics, members, balance, conf };
+        upstream.show_peers();
+        Ok(upstream)
     }
 
     /// The group's name in the configuration; a metrics label.
@@ -101,6 +103,12 @@ impl Upstream {
             })
             .collect();
         serde_json::json!({ "peers": peers })
+    }
+
+    /// What metrics say of the peers. Called now and then, since a peer's rest ends without an event.
+    pub(crate) fn show_peers(&self) {
+        let balance = self.balance.lock();
+        (0..self.members.len()).for_each(|index| self.metrics.peer_up(index, balance.is_up(index)));
     }
 
     /// How many peers may be tried for one request at the most.

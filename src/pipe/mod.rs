@@ -132,6 +132,11 @@ impl PipeWriter {
         self.shared.change(|core| core.state.preread(body));
     }
 
+    /// So many bytes are still to come, as far as is known: a long body is read in larger pieces from the start.
+    pub fn expect(&mut self, bytes: u64) {
+        self.shared.look(|core| core.state.expect(bytes));
+    }
+
     /// An empty buffer with capacity to read into, which is not to grow. Pending while reading must stop. A buffer that
     /// is not [`commit`](Self::commit)ted is made up for by the next one.
     ///

@@ -242,6 +242,17 @@ async fn a_fast_upstream_is_given_larger_buffers() {
 }
 
 #[tokio::test]
+async fn a_body_that_is_known_to_be_long_is_given_larger_buffers_at_once() {
+    let (limits, _directory) = limits();
+    let conf = PipeConf { buffers_number: 16, busy_buffers_size: 8 * BLOCK, ..conf() };
+    for (expected, blocks) in [(1, 1), (BLOCK + 1, 2), (100 * BLOCK, 2)] {
+        let (mut writer, _reader) = pipe(&conf, &limits);
+        writer.expect(expected as u64);
+        assert_eq!(writer.buffer().await.unwrap().capacity(), blocks * BLOCK, "{expected}");
+    }
+}
+
+#[tokio::test]
 async fn a_buffer_that_was_lost_is_made_up_for() {
     let (limits, _directory) = limits();
     let (mut writer, mut reader) = pipe(&conf(), &limits);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Built beside the binary under test.
-fn example(name: &str) -> PathBuf {
+pub fn example(name: &str) -> PathBuf {
     let path = Path::new(MILLPOND).parent().unwrap().join("examples").join(name);
     assert!(path.exists(), "{} is not built: cargo build --examples", path.display());
     path

@@ -1,7 +1,11 @@
 //! The proxy as its users meet it: the binary is started with a configuration file and watched from outside.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(unreachable_pub, reason = "`pub` marks what the tests use of the support")]
+
 mod aborts;
 mod buffering;
+mod chain;
 mod config;
 mod examples;
 mod filters;

@@ -103,8 +103,6 @@ async fn too_large_by_content_length_is_a_413_before_the_body_is_sent() {
         client.send(upload(MIB + 1)).await;
         assert_eq!(client.response().await.status, 413);
         assert_eq!(origin.connections(), 0);
-        // It is logged when the proxy has stopped waiting for what the client may still be sending.
-        drop(client);
         assert_eq!(proxy.access_log(1).await[0].field("status"), "413");
     }
 }
@@ -383,7 +381,7 @@ async fn a_body_goes_with_any_method() {
     for method in ["GET", "DELETE", "PATCH", "PROPFIND"] {
         assert_eq!(client.post(method, "/", b"body").await.text(), "4", "{method}");
     }
-    assert_eq!(origin.requests().pop().unwrap().method, "PROPFIND");
+    assert_eq!(origin.requests().iter().map(|request| request.method.as_str()).next_back(), Some("PROPFIND"));
 }
 
 #[tokio::test]

@@ -36,6 +36,12 @@ impl State {
         self.append(bytes);
     }
 
+    /// So many bytes are still to come.
+    pub(in crate::pipe) fn expect(&mut self, bytes: u64) {
+        let blocks = usize::try_from(bytes).unwrap_or(usize::MAX).div_ceil(self.sizes.block);
+        self.growth = blocks.clamp(1, self.sizes.growth_max);
+    }
+
     /// Somewhere to read into.
     pub(in crate::pipe) fn buffer(&mut self) -> Room<BytesMut> {
         if self.lent.is_some() {

@@ -10,7 +10,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 
 /// All that an engine learns from the codec about one answer.
 #[derive(Debug, PartialEq)]
-pub struct Answer {
+pub(super) struct Answer {
     /// Interim answers first; as text, names in their own case.
     pub headers: Vec<String>,
     pub body: Vec<u8>,
@@ -21,7 +21,7 @@ pub struct Answer {
 
 /// How it ended.
 #[derive(Debug, PartialEq)]
-pub enum End {
+pub(super) enum End {
     Done,
     Closed,
     Upgraded,
@@ -29,7 +29,7 @@ pub enum End {
 }
 
 /// Read `wire` whole, and in pieces of these sizes, over and over. Panics unless both give the same answer.
-pub fn check(method: &str, wire: &[u8], sizes: &[usize]) -> Answer {
+pub(super) fn check(method: &str, wire: &[u8], sizes: &[usize]) -> Answer {
     let whole = read(method, wire, &[wire.len()]);
     let split = read(method, wire, sizes);
     assert!(whole.body.len() <= wire.len() && split.body.len() <= wire.len(), "more body than input");
@@ -44,7 +44,7 @@ pub fn check(method: &str, wire: &[u8], sizes: &[usize]) -> Answer {
 }
 
 /// Read `wire` in pieces of these sizes, over and over, then the end of the connection.
-pub fn read(method: &str, wire: &[u8], sizes: &[usize]) -> Answer {
+pub(super) fn read(method: &str, wire: &[u8], sizes: &[usize]) -> Answer {
     let mut reader = Reader::new(method);
     let mut sizes = sizes.iter().cycle();
     let mut rest = wire;

@@ -280,7 +280,8 @@ impl Client {
 fn parse_head(head: &str) -> Head {
     let mut lines = head.split("\r\n");
     let mut status = lines.next().unwrap_or_default().splitn(3, ' ');
-    assert!(matches!(status.next(), Some("HTTP/1.1" | "HTTP/1.0")), "{head}");
+    let version = status.next().unwrap_or_default();
+    assert!(version == "HTTP/1.1" || version == "HTTP/1.0", "{head}");
     let status = status.next().and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status: {head}"));
     let header = |line: &str| {
         let (name, value) = line.split_once(':').unwrap_or_else(|| panic!("not a header: {line:?}"));
