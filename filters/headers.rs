@@ -46,7 +46,7 @@ impl TryFrom<String> for Name {
     fn try_from(name: String) -> Result<Self, String> {
         match HeaderName::from_bytes(name.as_bytes()) {
             Ok(_) => Ok(Name(name)),
-            Err(_) => Err(format!("expected a header's name, found {name:?}")),
+            Err(_) => Err(format!("a header's name, not {name:?}")),
         }
     }
 }

@@ -38,7 +38,7 @@ impl RequestId {
     /// `header` is no header's name.
     pub fn new(conf: RequestIdConf) -> Result<Self> {
         if HeaderName::from_bytes(conf.header.as_bytes()).is_err() {
-            let text = format!("header: expected a header's name, found {:?}", conf.header);
+            let text = format!("a header's name as `header`, not {:?}", conf.header);
             return Err(Error::new(ErrorKind::Filter, text));
         }
         Ok(RequestId { header: conf.header, trust_incoming: conf.trust_incoming })

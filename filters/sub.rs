@@ -45,7 +45,7 @@ impl Sub {
     /// There is nothing to replace, or an old text is empty.
     pub fn new(conf: SubConf) -> Result<Self> {
         if conf.replace.is_empty() || conf.replace.contains_key("") {
-            let text = "replace: expected at least one text to replace, none of them empty";
+            let text = "at least one text to replace, none of them empty";
             return Err(Error::new(ErrorKind::Filter, text));
         }
         let mut pairs: Vec<_> =

@@ -2,7 +2,7 @@
 
 use crate::admin;
 use crate::chain::{Chain, Filter};
-use crate::conf::{self, Conf, ConfError, ConfErrors};
+use crate::conf::{self, Conf, ConfError, ConfErrors, near, shown};
 use crate::error::Result;
 use crate::listen;
 use crate::metrics::RouteMetrics;
@@ -109,7 +109,8 @@ impl Millpond {
     /// Register a filter by name. `make` is called for each place in the configuration that names it, with what is
     /// configured there; it is called again when the configuration is tested.
     ///
-    /// A later registration under the same name replaces the earlier one.
+    /// An `Err` refuses the configuration; its text says what was expected. A later registration under the same name
+    /// replaces the earlier one.
     pub fn filter<C, P>(mut self, name: &str, make: impl Fn(C) -> Result<P> + Send + Sync + 'static) -> Self
     where
         C: DeserializeOwned,
@@ -175,11 +176,18 @@ impl Millpond {
                 Ok(upstream) => {
                     upstreams.insert(name.clone(), Arc::new(upstream));
                 }
-                Err(text) => errors.push(wrong(format!("upstreams.{name}.tls"), text, "files that can be read")),
+                Err(text) => errors.push(ConfError {
+                    file: String::new(),
+                    path: format!("upstreams.{name}.tls"),
+                    found: text,
+                    expected: "files that can be read".to_owned(),
+                    place: None,
+                }),
             }
         }
         let services =
             conf.services.iter().map(|service| Arc::new(self.service(service, &upstreams, &mut errors))).collect();
+        errors.iter_mut().for_each(|error| error.file.clone_from(&conf.file));
         match errors.is_empty() {
             true => Ok(Built { services, upstreams: upstreams.into_values().collect() }),
             false => Err(ConfErrors(errors)),
@@ -217,22 +225,22 @@ impl Millpond {
         let mut made = Vec::with_capacity(filters.len());
         for filter in filters {
             let Some(factory) = self.factories.get(&filter.name) else {
-                let known = self.factories.keys().cloned().collect::<Vec<_>>().join(", ");
-                errors.push(wrong(filter.path.clone(), format!("{:?}", filter.name), format!("one of {known}")));
+                errors.push(self.unknown_filter(filter));
                 continue;
             };
             match factory(&filter.conf) {
                 Ok(filter) => made.push(filter),
-                Err(error) => {
-                    let key = match error.key.as_str() {
-                        "" | "." => filter.path.clone(),
-                        key => format!("{}.{key}", filter.path),
-                    };
-                    errors.push(wrong(key, filter.conf.to_string(), error.text));
-                }
+                Err(error) => errors.push(error.at(filter)),
             }
         }
         made
+    }
+
+    fn unknown_filter(&self, filter: &conf::Filter) -> ConfError {
+        let known: Vec<&str> = self.factories.keys().map(String::as_str).collect();
+        let near = near::question(&near::matches(&filter.name, known.iter().copied()));
+        let expected = format!("one of {}{near}", known.join(", "));
+        wrong(filter, filter.path.clone(), format!("the unknown filter {}", filter.name), expected)
     }
 
     fn serve(self, conf: Conf, options: Opt) -> ExitCode {
@@ -267,9 +275,26 @@ fn nowhere(service: &conf::Service, filters: Vec<Arc<Filter>>) -> Route {
     }
 }
 
-/// An error that the configuration alone could not know of.
-fn wrong(path: String, found: String, expected: impl Into<String>) -> ConfError {
-    ConfError { file: String::new(), path, found, expected: expected.into(), place: None }
+/// An error that only the filter's maker could know of.
+fn wrong(filter: &conf::Filter, path: String, found: String, expected: String) -> ConfError {
+    ConfError { file: String::new(), path, found, expected, place: filter.place }
+}
+
+impl FilterConfError {
+    /// The same as all errors of a configuration are said. serde's own messages have both halves in them.
+    fn at(&self, filter: &conf::Filter) -> ConfError {
+        let (path, value) = match self.key.as_str() {
+            "" | "." => (filter.path.clone(), Some(&filter.conf)),
+            key => {
+                (format!("{}.{key}", filter.path), key.split('.').try_fold(&filter.conf, |value, key| value.get(key)))
+            }
+        };
+        let (found, expected) = match self.text.split_once(", expected ") {
+            Some((found, expected)) => (found.trim_start_matches("invalid type: ").to_owned(), expected.to_owned()),
+            None => (value.map_or_else(|| "this".to_owned(), shown), self.text.replace("missing field", "the key")),
+        };
+        wrong(filter, path, found, expected)
+    }
 }
 
 /// A configuration turned into what runs.

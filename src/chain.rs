@@ -1,7 +1,7 @@
 //! The stack of filters of a route, and one request's way through it.
 //!
 //! [`Chain`] is built once, from values of any type that implements [`UpstreamPhases`], and knows for each hook which
-//! filters use it. [`Pass`] is one request's way: the session, each filter's context, and how far the response header
+//! filters use it. `Pass` is one request's way: the session, each filter's context, and how far the response header
 //! has come. Request hooks run first filter to last, response hooks last to first.
 
 use crate::bufs::Bufs;

@@ -135,11 +135,35 @@ impl fmt::Display for Error {
         f.write_str(&self.0.context)?;
         let mut cause = self.0.cause.as_ref().map(|e| e.as_ref() as &dyn StdError);
         while let Some(error) = cause {
+            if let Some(error) = pingora_error(error) {
+                return write!(f, ": {}", said_by_pingora(error));
+            }
             write!(f, ": {error}")?;
             cause = error.source();
         }
         Ok(())
     }
+}
+
+/// Pingora's errors say all of their causes at once, each in a frame of words: what an operator needs is the type and what
+/// is behind it all.
+fn said_by_pingora(error: &pingora_core::Error) -> String {
+    let mut innermost = error;
+    loop {
+        let Some(cause) = &innermost.cause else {
+            let context = innermost.context.as_ref().map(|context| context.as_str());
+            return [error.etype.as_str(), context.unwrap_or_default()].join(" ").trim_end().to_owned();
+        };
+        match pingora_error(&**cause) {
+            Some(cause) => innermost = cause,
+            None => return format!("{}: {cause}", error.etype.as_str()),
+        }
+    }
+}
+
+fn pingora_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a pingora_core::Error> {
+    let boxed = error.downcast_ref::<Box<pingora_core::Error>>().map(|error| &**error);
+    boxed.or_else(|| error.downcast_ref())
 }
 
 impl fmt::Debug for Error {
@@ -169,6 +193,18 @@ mod tests {
     fn a_filter_cannot_send_a_status_that_is_no_error() {
         assert_eq!(Error::with_status(403, "no").status(), 403);
         assert_eq!(Error::with_status(200, "odd").status(), 500);
+    }
+
+    #[test]
+    fn of_pingoras_errors_the_type_and_the_root_remain() {
+        use pingora_core::{Error as Pingora, ErrorType};
+        let io = std::io::Error::other("refused");
+        let inner = Pingora::because(ErrorType::ConnectError, "Fail to connect to 127.0.0.1:1", io);
+        let outer = Pingora::because(ErrorType::ConnectRefused, "Fail to connect to 127.0.0.1:1", inner);
+        let error = Error::because(ErrorKind::Connect, "connecting to 127.0.0.1:1", outer);
+        assert_eq!(error.to_string(), "connecting to 127.0.0.1:1: ConnectRefused: refused");
+        let alone = Pingora::explain(ErrorType::InvalidHTTPHeader, "too long");
+        assert_eq!(Error::from(alone).to_string(), "pingora: InvalidHTTPHeader too long");
     }
 
     #[test]

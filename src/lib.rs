@@ -3,7 +3,7 @@
 //! A response is taken from the upstream at the upstream's speed, held in bounded memory and then in a bounded temporary
 //! file, and handed to the client at the client's speed: a slow client never holds an upstream's connection. Filters are
 //! written in Rust ([`UpstreamPhases`](phases::UpstreamPhases)), stacked in a [chain], and compiled into a binary of one's
-//! own ([`Millpond`](app::Millpond)).
+//! own ([`Millpond`]).
 //!
 //! # The life of a request
 //!

@@ -56,7 +56,7 @@ impl std::error::Error for ConfError {}
 impl std::error::Error for ConfErrors {}
 
 /// A value as a message shows it: short, and on one line.
-pub(super) fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     const LONGEST: usize = 60;
     match value {
         Value::Null => "nothing".into(),

@@ -17,6 +17,7 @@ mod types;
 pub mod units;
 mod words;
 
+pub(crate) use errors::shown;
 pub use errors::{ConfError, ConfErrors, Place};
 pub use route_table::{Captures, HostMatch, Matches, PathMatch, RouteMatch, RouteTable};
 pub use types::*;

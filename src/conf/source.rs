@@ -139,7 +139,8 @@ impl Source {
         Some(if alone { scalar(expanded) } else { Value::String(expanded) })
     }
 
-    fn place(&self, path: &str) -> Option<Place> {
+    /// Where this key stands, or the nearest one above it that is in the file.
+    pub(super) fn place(&self, path: &str) -> Option<Place> {
         let mut path = path;
         loop {
             if let Some(place) = self.places.get(path) {

@@ -1,5 +1,6 @@
 //! What a configuration means, once it is known to be right.
 
+use super::errors::Place;
 use super::route_table::{Matches, RouteTable};
 use super::words::{Balance, Condition, HttpVersion, IgnoredHeader, Protocol};
 use crate::template::Template;
@@ -16,6 +17,8 @@ use std::time::Duration;
 /// A configuration that cannot be wrong.
 #[derive(Clone, Debug)]
 pub struct Conf {
+    /// The file it was read from, for errors; empty if it was built in code.
+    pub file: String,
     /// Pingora's part. [`server_conf`](Self::server_conf) makes a copy to give to a `Server`.
     pub server: Arc<ServerConf>,
     /// The operator's pages.
@@ -189,6 +192,8 @@ pub struct Filter {
     pub conf: Value,
     /// The key of its settings in the file, for errors.
     pub path: String,
+    /// Where that key stands, if it stands in a file.
+    pub place: Option<Place>,
 }
 
 /// What is done with some requests.

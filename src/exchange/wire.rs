@@ -28,7 +28,7 @@ pub(crate) struct Early {
 
 /// An upstream's side of an exchange. The engine polls it; it does the I/O, with time limits of its own.
 ///
-/// [`Bytestream`](super::send_request::ByteStream) drives a [`Codec`](crate::protocol::Codec) over a raw stream;
+/// [`ByteStream`](super::send_request::ByteStream) drives a [`Codec`](crate::protocol::Codec) over a raw stream;
 /// HTTP/2 streams bring their own framing.
 pub(crate) trait Wire: Send {
     /// Phase 3: send what the upstream takes. Ready when the request is written whole, also when asked again; a failure

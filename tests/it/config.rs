@@ -95,8 +95,16 @@ fn a_file_that_is_no_yaml_or_not_there_is_an_error() {
 #[test]
 fn an_unknown_filter_and_a_wrong_filter_configuration_are_errors() {
     let with = |filter: &str| GOOD.replace("- upstream: app", &format!("- {{ upstream: app, filters: [ {filter} ] }}"));
-    reports(&errors(&with("{ sbu: {} }")), &["services[0].routes[0].filters[0]", "sbu"]);
-    reports(&errors(&with("{ request_id: { heder: X } }")), &["services[0].routes[0].filters[0].request_id", "heder"]);
+    for (filter, report) in [
+        ("{ sbu: {} }", ".sbu: found the unknown filter sbu, expected one of"),
+        ("{ sbu: {} }", ", did you mean sub?"),
+        ("{ request_id: { heder: X } }", ".request_id.heder: found unknown field `heder`, expected `header` or"),
+        ("{ request_id: { header: 5 } }", ".request_id.header: found integer `5`, expected a string"),
+        ("{ request_id: { header: a b } }", ".request_id: found a mapping, expected a header's name as `header`"),
+        ("{ sub: {} }", ".sub: found a mapping, expected the key `replace`"),
+    ] {
+        reports(&errors(&with(filter)), &[".yaml:8:", ": services[0].routes[0].filters[0]", report]);
+    }
 }
 
 #[test]

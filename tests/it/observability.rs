@@ -183,3 +183,20 @@ async fn upstream_connections_in_use_are_counted() {
     drop(client);
     eventually("none in use", async || active().await.filter(|count| *count == 0.0)).await;
 }
+
+#[tokio::test]
+async fn a_server_out_of_use_is_not_up_and_one_is_up_again_after_its_rest() {
+    let (origin, refusing) = (hello().await, origin::Refusing::new());
+    let resting = json!({ "address": refusing.address(), "fail_timeout": "1s" });
+    let down = json!({ "address": "127.0.0.1:9", "down": true });
+    let proxy = Proxy::to_all(json!([origin.address(), resting, down])).start().await;
+    let up = async |peer: &str| proxy.metric("upstream_peer_up", &[("peer", peer)]).await;
+    assert_eq!((up("127.0.0.1:9").await, up(&refusing.address()).await), (Some(0.0), Some(1.0)));
+    let mut client = proxy.connect().await;
+    while up(&refusing.address()).await != Some(0.0) {
+        assert_eq!(client.get("/").await.status, 200);
+    }
+    let rested = async || up(&refusing.address()).await.filter(|up| *up == 1.0);
+    eventually("the peer may be chosen again, although nobody asked", rested).await;
+    assert_eq!(up("127.0.0.1:9").await, Some(0.0));
+}

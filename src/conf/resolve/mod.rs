@@ -20,6 +20,7 @@ pub(super) fn resolve(raw: &raw::Conf, source: Source) -> Result<Conf, ConfError
     let base = Path::new(&source.file).parent().map(Path::to_owned).unwrap_or_default();
     let mut resolver = Resolver { source, base, listeners: HashMap::new() };
     let conf = Conf {
+        file: resolver.source.file.clone(),
         server: Arc::new(resolver.server_conf(&raw.server)),
         admin: raw.admin.as_ref().and_then(|admin| resolver.admin(admin)),
         access_log: raw.access_log.as_ref().and_then(|log| resolver.access_log(log)),

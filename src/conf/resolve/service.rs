@@ -119,7 +119,9 @@ impl Resolver {
         let mut entries = raw.iter();
         match (entries.next(), entries.next()) {
             (Some((name, conf)), None) => {
-                Some(Filter { name: name.clone(), conf: settings(conf), path: key_path(path, name) })
+                let path = key_path(path, name);
+                let place = self.source.place(&path);
+                Some(Filter { name: name.clone(), conf: settings(conf), path, place })
             }
             _ => {
                 let found = format!("a mapping of {} keys", raw.len());

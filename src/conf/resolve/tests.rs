@@ -218,7 +218,7 @@ fn a_route_without_upstream_needs_a_filter() {
     let route = &conf.services[0].routes[0];
     assert_eq!(route.upstream, None);
     let path = "services[0].routes[0].filters[0].fault".to_owned();
-    assert_eq!(route.filters, [Filter { name: "fault".into(), conf: json!({}), path }]);
+    assert_eq!(route.filters, [Filter { name: "fault".into(), conf: json!({}), path, place: None }]);
     assert_eq!(conf_with(json!({})).unwrap_err().len(), 1);
 }
 
