@@ -85,12 +85,13 @@ impl Proxy {
             Err(error) => self.fail(&mut pass, &mut body, error).await,
             Ok(()) => Ok(()),
         };
-        if ended.is_ok() && !body.is_done() {
-            linger(&mut pass.session).await;
-        }
         let error = pass.session.outcome.error.take();
         pass.logging(error.as_ref()).await;
         pass.session.outcome.error = error;
+        drop(pass);
+        if ended.is_ok() && !body.is_done() {
+            linger(client).await;
+        }
         ended
     }
 

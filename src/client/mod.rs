@@ -16,6 +16,7 @@ use crate::timer::Timer;
 use bytes::Bytes;
 use http::Version;
 use pingora_core::protocols::http::ServerSession;
+use pingora_proxy::Session as Client;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
@@ -170,8 +171,7 @@ impl ClientBody {
 }
 
 /// The response is out, and the client still sends: read on for a bounded time, so that it gets to read the response.
-pub(crate) async fn linger(session: &mut Session<'_>) {
-    let Some(client) = session.client_mut() else { return };
+pub(crate) async fn linger(client: &mut Client) {
     if client.is_body_done() || !matches!(*client.downstream_session, ServerSession::H1(_)) {
         return;
     }

@@ -118,7 +118,7 @@ async fn an_upstream_that_stops_taking_the_request_is_a_504() {
 
 #[tokio::test]
 async fn a_client_that_stops_sending_its_body_is_told_so_and_reaches_no_upstream() {
-    let origin = silent().await;
+    let origin = Origin::http(|_| reply(200, "")).await;
     let proxy = Proxy::to(&origin).route(json!({ "client": { "body_timeout": "500ms" } })).start().await;
     let start = Instant::now();
     let mut client = proxy.connect().await;
@@ -127,7 +127,8 @@ async fn a_client_that_stops_sending_its_body_is_told_so_and_reaches_no_upstream
     assert_eq!(client.response().await.status, 408);
     about(Duration::from_millis(500), start.elapsed());
     assert!(client.closed().await);
-    assert_eq!(origin.connections(), 0);
+    // Not its connections: a port that another test has given up may still be looked for by that test's proxy.
+    assert!(origin.requests().is_empty());
     assert_eq!(proxy.access_log(1).await[0].field("status"), "408");
 }
 
