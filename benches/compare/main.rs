@@ -8,7 +8,7 @@
 //! - [`load`]: small bodies and large ones, by wrk
 //! - [`slow_clients`]: many clients that read slowly
 //! - [`origin`]: what the proxies proxy to
-//! - [`report`]: Markdown
+//! - [`mod@report`]: Markdown
 
 mod load;
 mod origin;

@@ -2,7 +2,8 @@
 
 use crate::Result;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Start `command`, which is to listen at `addr`, and wait until it accepts connections.
+    /// Start `command`, which is to listen at `addr`, and wait until it does. That somebody accepts connections there is not
+    /// enough: it might be another program, which took the port first, and would be measured in its place.
     ///
     /// # Errors
     /// The program is not there, ends, or does not listen in time.
@@ -29,7 +31,7 @@ impl Server {
         let child = child.map_err(|error| format!("{program}: {error}"))?;
         let mut server = Server { addr, child, pids: Vec::new() };
         let started = Instant::now();
-        while TcpStream::connect(addr).is_err() {
+        while !listens(&family(server.child.id())?, addr)? {
             if let Some(status) = server.child.try_wait()? {
                 return Err(format!("{program}: {status}").into());
             }
@@ -95,6 +97,29 @@ fn family(parent: u32) -> Result<Vec<u32>> {
         }
     }
     Ok(pids)
+}
+
+/// Does one of these processes hold the socket that listens at `addr`?
+fn listens(pids: &[u32], addr: SocketAddr) -> Result<bool> {
+    let sockets = fs::read_to_string("/proc/net/tcp")?;
+    let Some(inode) = sockets.lines().find_map(|line| listener_inode(line, addr)) else { return Ok(false) };
+    let socket = PathBuf::from(format!("socket:[{inode}]"));
+    let holds = |pid: &u32| {
+        // A process that has just ended has no files.
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        files.map(|file| fs::read_link(file.path())).any(|link| link.is_ok_and(|link| link == socket))
+    };
+    Ok(pids.iter().any(holds))
+}
+
+/// The socket's inode, if this line of `/proc/net/tcp` is of the one that listens at `addr`: `0: 0100007F:1F90 … 0A …`.
+fn listener_inode(line: &str, addr: SocketAddr) -> Option<&str> {
+    const LISTEN: &str = "0A";
+    let SocketAddr::V4(addr) = addr else { return None };
+    // The address is in the machine's byte order, the port in the usual one.
+    let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(addr.ip().octets()), addr.port());
+    let fields: Vec<_> = line.split_whitespace().collect();
+    (fields.get(1) == Some(&local.as_str()) && fields.get(3) == Some(&LISTEN)).then(|| fields.get(9).copied())?
 }
 
 fn cpu_ticks(pid: u32) -> Result<u64> {

@@ -82,9 +82,10 @@ pub fn folder() -> Result<TempDir> {
 /// The machine, the date and the versions, in one line.
 pub fn machine() -> Result<String> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).map_or("unknown CPU", |model| {
-        model.trim_start_matches(['\t', ' ', ':'])
-    });
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("unknown CPU", |model| model.trim_start_matches(['\t', ' ', ':']));
     let cores = std::thread::available_parallelism()?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let date = chrono::Local::now().format("%Y-%m-%d");
