@@ -17,16 +17,10 @@ struct VisitsConf {
     prefix: String,
 }
 
-/// One value serves all requests of its place in a chain: what they share is its own.
+/// One value serves all requests of its place in a chain.
 struct Visits {
     conf: VisitsConf,
     count: AtomicU64,
-}
-
-impl Visits {
-    fn new(conf: VisitsConf) -> Result<Self> {
-        Ok(Visits { conf, count: AtomicU64::new(0) })
-    }
 }
 
 impl UpstreamPhases for Visits {
@@ -58,5 +52,5 @@ impl UpstreamPhases for Visits {
 }
 
 fn main() -> ExitCode {
-    Millpond::new().filter("visits", Visits::new).run()
+    Millpond::new().filter("visits", |conf| Ok(Visits { conf, count: AtomicU64::new(0) })).run()
 }

@@ -2,11 +2,12 @@
 
 use crate::conf::{AccessLog, LogFormat};
 use crate::session::{Attempt, Session};
-use crate::template::Template;
+use crate::template::{Template, Variable, Variables};
 use crate::variables;
 use once_cell::sync::Lazy;
 use once_cell::sync::OnceCell;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::io::{BufWriter, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
@@ -59,24 +60,37 @@ pub(crate) fn log(session: &Session<'_>) {
     let Some(log) = LOG.get() else { return };
     let line = match &log.format {
         LogFormat::Json => json_line(session).to_string(),
-        LogFormat::Combined => escape(&COMBINED.render_or(session, "-")),
-        LogFormat::Template(template) => escape(&template.render_or(session, "-")),
+        LogFormat::Combined => COMBINED.render_or(&Escaped(session), "-").into_owned(),
+        LogFormat::Template(template) => template.render_or(&Escaped(session), "-").into_owned(),
     };
     if let Err(TrySendError::Full(_)) = log.lines.try_send(line) {
         log::warn!("access log: {QUEUE} lines are waiting for the disk, one was dropped");
     }
 }
 
-/// No request can forge a line: control characters are escaped as nginx escapes them.
-fn escape(line: &str) -> String {
-    let mut safe = String::with_capacity(line.len());
-    for character in line.chars() {
-        match character {
-            '\0'..='\x1f' | '\x7f' => safe.push_str(&format!("\\x{:02X}", u32::from(character))),
-            _ => safe.push(character),
+/// A request's values in a form in which they cannot forge a line or end a quoted field: nginx's `escape=default`.
+struct Escaped<'a, 's>(&'a Session<'s>);
+
+impl Variables for Escaped<'_, '_> {
+    fn value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
+        self.0.value(variable).map(escape)
+    }
+}
+
+fn escape(value: Cow<'_, str>) -> Cow<'_, str> {
+    let unsafe_in_a_line = |character: char| character.is_control() || matches!(character, '"' | '\\');
+    if !value.contains(unsafe_in_a_line) {
+        return value;
+    }
+    let mut safe = String::with_capacity(value.len() + 16);
+    for character in value.chars() {
+        if unsafe_in_a_line(character) {
+            safe.push_str(&format!("\\x{:02X}", u32::from(character)));
+        } else {
+            safe.push(character);
         }
     }
-    safe
+    safe.into()
 }
 
 fn json_line(session: &Session<'_>) -> Value {
@@ -132,7 +146,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_cannot_forge_a_line() {
-        assert_eq!(escape("curl\n127.0.0.1 - -"), "curl\\x0A127.0.0.1 - -");
+    fn a_header_cannot_forge_a_line_or_end_a_field() {
+        assert_eq!(escape("curl\n127.0.0.1 - -".into()), "curl\\x0A127.0.0.1 - -");
+        assert_eq!(escape("a \" b\\".into()), "a \\x22 b\\x5C");
     }
 }

@@ -52,6 +52,7 @@ pub mod protocol;
 mod proxy;
 pub mod routes;
 pub mod session;
+mod supervisor;
 pub mod template;
 mod timer;
 mod variables;
@@ -71,3 +72,8 @@ pub mod prelude {
     pub use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
     pub use pingora_http::{RequestHeader, ResponseHeader};
 }
+
+/// The README's code, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

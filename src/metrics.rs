@@ -90,7 +90,7 @@ static METRICS: Lazy<Metrics> = Lazy::new(|| Metrics {
     upstream_connections: metric!(
         register_int_gauge_vec,
         "upstream_connections",
-        "Connections to upstreams; active: serving a request.",
+        "Connections to upstreams; active: serving a request, idle: in the pool.",
         &["upstream", "state"]
     ),
     upstream_peer_up: metric!(
@@ -186,6 +186,7 @@ pub(crate) struct UpstreamMetrics {
     header: Histogram,
     response: Histogram,
     active: IntGauge,
+    idle: IntGauge,
     peers_up: Vec<IntGauge>,
 }
 
@@ -196,6 +197,7 @@ impl UpstreamMetrics {
             header: METRICS.upstream_header_seconds.with_label_values(&[name]),
             response: METRICS.upstream_response_seconds.with_label_values(&[name]),
             active: METRICS.upstream_connections.with_label_values(&[name, "active"]),
+            idle: METRICS.upstream_connections.with_label_values(&[name, "idle"]),
             peers_up: peers
                 .map(|peer| {
                     let up = METRICS.upstream_peer_up.with_label_values(&[name, peer]);
@@ -210,6 +212,11 @@ impl UpstreamMetrics {
     /// A new connection took so long.
     pub(crate) fn connected(&self, took: Duration) {
         self.connect.observe(took.as_secs_f64());
+    }
+
+    /// How many connections wait in the pool.
+    pub(crate) fn idle(&self) -> IntGauge {
+        self.idle.clone()
     }
 
     /// A peer was chosen, or given back.

@@ -180,6 +180,7 @@ impl Proxy {
     /// The request has failed: an error page, if nothing has gone out yet.
     async fn fail(&self, pass: &mut Pass<'_>, body: &mut ClientBody, error: Error) -> Result<()> {
         log_failure(&pass.session, &error);
+        body.abandon();
         let gone = error.kind() == ErrorKind::ClientGone;
         if error.is_client()
             && let Some(client) = pass.session.client_mut()

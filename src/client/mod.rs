@@ -152,6 +152,12 @@ impl ClientBody {
         self.watched
     }
 
+    /// The request has failed: what is left of its body is nobody's any more.
+    pub(crate) fn abandon(&mut self) {
+        self.unread = !self.done;
+        self.sender = None;
+    }
+
     /// Has all of the body been read?
     pub(crate) fn is_done(&self) -> bool {
         self.done

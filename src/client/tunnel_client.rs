@@ -45,7 +45,7 @@ pub(crate) async fn run(
         carried: 0,
     };
     if !early.is_empty() {
-        tunnel.to_client(client, early);
+        tunnel.queue_for_client(client, early);
     }
     let ended = poll_fn(|cx| tunnel.poll(cx, client)).await;
     session.outcome.header_sent = true;
@@ -64,7 +64,7 @@ struct Tunnel {
 }
 
 impl Tunnel {
-    fn to_client(&mut self, client: &mut Client, bytes: Bytes) {
+    fn queue_for_client(&mut self, client: &mut Client, bytes: Bytes) {
         self.carried += bytes.len() as u64;
         client.downstream_session.send_downstream_proxy_task(HttpTask::UpgradedBody(Some(bytes), false));
     }
@@ -132,7 +132,7 @@ impl Tunnel {
             Poll::Ready(Ok(0)) => Poll::Ready(Ok(false)),
             Poll::Ready(Ok(_)) => {
                 let bytes = self.buffer.split().freeze();
-                self.to_client(client, bytes);
+                self.queue_for_client(client, bytes);
                 Poll::Ready(Ok(true))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(broken(error))),

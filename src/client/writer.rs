@@ -7,7 +7,7 @@ use super::gone;
 use crate::bufs::Bufs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::timer::Timer;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::SendStream;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
@@ -19,6 +19,9 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
+
+/// Chunks below this are worth copying together for HTTP/2.
+const SMALL_FRAME: usize = 4 * 1024;
 
 /// One response on its way to the client.
 pub(super) struct ClientWriter {
@@ -119,7 +122,7 @@ impl ClientWriter {
         self.ended = run.is_last();
         match &mut self.protocol {
             Protocol::Http2 { queue, trailers: to_send, .. } => {
-                queue.extend(run.take());
+                queue_http2(queue, run);
                 *to_send = trailers;
             }
             Protocol::Http1 => {
@@ -240,14 +243,12 @@ fn poll_http2(
 ) -> Poll<Result<()>> {
     // Without a stream the header, or the last frame, has ended the message.
     let Some(sending) = stream else { return Poll::Ready(Ok(())) };
-    while let Some(chunk) = queue.front_mut() {
-        let room = ready!(poll_capacity(cx, sending, chunk.len()))?;
-        let piece = chunk.split_to(room.min(chunk.len()));
-        if chunk.is_empty() {
-            queue.pop_front();
-        }
+    while let Some(chunk) = queue.front() {
+        ready!(poll_capacity(cx, sending, chunk.len()))?;
+        let chunk = queue.pop_front().unwrap_or_default();
         let end = ended && queue.is_empty() && trailers.is_none();
-        sending.send_data(piece, end).map_err(reset)?;
+        // All of it, although only some may fit: cut to the window it would arrive in scraps, and clients count those.
+        sending.send_data(chunk, end).map_err(reset)?;
         if end {
             *stream = None;
             return Poll::Ready(Ok(()));
@@ -263,7 +264,26 @@ fn poll_http2(
     Poll::Ready(Ok(()))
 }
 
-fn poll_capacity(cx: &mut Context<'_>, sending: &mut SendStream<Bytes>, wanted: usize) -> Poll<Result<usize>> {
+/// Queue a run; small chunks that follow each other become one, since each chunk is a frame.
+fn queue_http2(queue: &mut VecDeque<Bytes>, run: &mut Bufs) {
+    let mut small = BytesMut::new();
+    while let Some(chunk) = run.pop() {
+        if chunk.len() < SMALL_FRAME && !(small.is_empty() && run.is_empty()) {
+            small.extend_from_slice(&chunk);
+            continue;
+        }
+        if !small.is_empty() {
+            queue.push_back(small.split().freeze());
+        }
+        queue.push_back(chunk);
+    }
+    if !small.is_empty() {
+        queue.push_back(small.freeze());
+    }
+}
+
+/// Ready when the client's window, and the connection's buffer, have room for something.
+fn poll_capacity(cx: &mut Context<'_>, sending: &mut SendStream<Bytes>, wanted: usize) -> Poll<Result<()>> {
     if sending.capacity() == 0 {
         sending.reserve_capacity(wanted);
     }
@@ -274,7 +294,7 @@ fn poll_capacity(cx: &mut Context<'_>, sending: &mut SendStream<Bytes>, wanted: 
                 Some(Err(error)) => return Poll::Ready(Err(reset(error))),
                 None => return Poll::Ready(Err(Error::new(ErrorKind::ClientGone, "the client reset its stream"))),
             },
-            room => return Poll::Ready(Ok(room)),
+            _ => return Poll::Ready(Ok(())),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::peers::{Peer, Upstream};
 use crate::protocol::BodyLength;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::v2::client::Http2Session;
+use pingora_core::upstreams::peer::Peer as _;
 use pingora_http::RequestHeader;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -36,7 +37,7 @@ pub(crate) async fn connect(
     client: &mut ClientBody,
     fresh: bool,
 ) -> Result<Box<dyn Wire>, Failed> {
-    let timeouts = pass.session.route().conf().timeouts.clone();
+    let timeouts = pass.session.route().conf().timeouts;
     let header_size = pass.session.route().conf().buffering.buffer_size;
     let connected = while_reading(pass, client, open(upstream, peer, timeouts.connect, fresh)).await?;
     note_connected(pass, upstream, matches!(connected, Connected::Stream(_, true) | Connected::Http2(_, true)));
@@ -113,7 +114,7 @@ async fn pooled(upstream: &Upstream, peer: &Peer) -> Result<Option<Connected>> {
     {
         return Ok(Some(Connected::Http2(Box::new(session), true)));
     }
-    Ok(connectors.transport.reused_stream(peer).await.map(|stream| Connected::Stream(stream, true)))
+    Ok(upstream.pool.take(peer.reuse_hash()).map(|stream| Connected::Stream(stream, true)))
 }
 
 async fn connect_new(upstream: &Upstream, peer: &Peer) -> pingora_core::Result<Connected> {

@@ -12,10 +12,7 @@ use std::time::Instant;
 /// whole, and the codec has nothing against it.
 pub(super) fn release(wire: ByteStream) {
     if wire.request_written() && wire.message_done && wire.codec.keepalive() {
-        let connectors = &wire.upstream.connectors;
-        if connectors.idle_timeout.is_some() {
-            connectors.transport.release_stream(wire.stream, wire.peer.reuse_hash(), connectors.idle_timeout);
-        }
+        wire.upstream.pool.put(wire.peer.reuse_hash(), wire.stream);
     }
 }
 

@@ -47,8 +47,6 @@ pub(super) struct Http2Wire {
     send_error: Option<Error>,
     send_timer: Timer,
     read_timer: Timer,
-    /// Received, but the pipe had no room for it yet.
-    pending: Bytes,
     received_header: bool,
     data_ended: bool,
     trailers: Option<HeaderMap>,
@@ -79,7 +77,6 @@ impl Http2Wire {
             send_error: None,
             send_timer: Timer::new(limits.send),
             read_timer: Timer::new(limits.read),
-            pending: Bytes::new(),
             received_header: false,
             data_ended: false,
             trailers: None,
@@ -121,9 +118,9 @@ impl Http2Wire {
                     }
                 }
             }
-            let piece = self.to_send.split_to(request.capacity().min(self.to_send.len()));
             self.send_timer.restart();
-            if let Err(error) = request.send_data(piece, false) {
+            // All of it: cut to the window it would arrive in scraps.
+            if let Err(error) = request.send_data(std::mem::take(&mut self.to_send), false) {
                 return Poll::Ready(Err(self.error(ErrorKind::Send, error)));
             }
         }
@@ -131,9 +128,6 @@ impl Http2Wire {
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
-        if !self.pending.is_empty() {
-            return Poll::Ready(Ok(Some(std::mem::take(&mut self.pending))));
-        }
         let Some(session) = &mut self.session else { return Poll::Ready(Ok(None)) };
         match session.poll_read_response_body(cx) {
             Poll::Ready(Some(Ok(chunk))) => {
@@ -243,12 +237,11 @@ impl Wire for Http2Wire {
 
     fn poll_body(&mut self, cx: &mut Context<'_>, pipe: &mut PipeWriter) -> Poll<Result<Step>> {
         if !self.data_ended {
-            let room = ready!(pipe.poll_room(cx))?;
+            ready!(pipe.poll_room(cx))?;
             match ready!(self.poll_data(cx))? {
-                Some(mut chunk) => {
-                    let piece = chunk.split_to(room.min(chunk.len()));
-                    self.pending = chunk;
-                    pipe.push(piece);
+                // A frame is not cut to the room there is: it is at most 64 KiB, and scraps would become frames again.
+                Some(chunk) => {
+                    pipe.push(chunk);
                     return Poll::Ready(Ok(Step::More));
                 }
                 None => self.data_ended = true,

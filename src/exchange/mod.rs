@@ -82,6 +82,10 @@ pub(crate) async fn exchange(
         };
         let Some((failed, chosen)) = failed else { continue };
         end_attempt(pass, finish::outcome_of(&failed.error));
+        if let Some(attempt) = pass.session.attempts_mut().last_mut().filter(|_| failed.blames_peer) {
+            // nginx's $upstream_status: what the client would be told if there were no other peer.
+            attempt.status.get_or_insert(failed.error.status());
+        }
         if failed.error.is_client() || failed.error.kind() == ErrorKind::Filter || !failed.blames_peer {
             return Err(failed.error);
         }
@@ -181,7 +185,7 @@ fn judge(
         return Ok(Judged::TryNext);
     }
     let route = pass.session.route_arc().clone();
-    let response = ResponseBody::new(&route, header, wire, chosen, body.hand_over(), limits);
+    let response = ResponseBody::take_over(&route, header, wire, chosen, body.hand_over(), limits);
     Ok(Judged::PassOn(Box::new(response)))
 }
 

@@ -9,6 +9,7 @@ use crate::conf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peers::Chosen;
 use crate::pipe::{Limits, PipeConf, PipeReader, PipeStats, PipeWriter, pipe};
+use crate::protocol::BodyLength;
 use crate::routes::Route;
 use bytes::BytesMut;
 use http::HeaderMap;
@@ -38,7 +39,7 @@ pub(crate) struct UpstreamReport {
 
 impl ResponseBody {
     /// Take over an answered attempt: `rest` is what is left of the request body.
-    pub(crate) fn new(
+    pub(super) fn take_over(
         route: &Arc<Route>,
         header: ResponseHeader,
         mut wire: Box<dyn Wire>,
@@ -129,7 +130,10 @@ impl Fill {
     pub(crate) fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let (Some(wire), Some(pipe)) = (&mut self.wire, &mut self.pipe) else { return Poll::Ready(false) };
         // A client that leaves in the middle of its request ends the exchange at its own place; here it only stops.
-        let _ = wire.poll_send(cx, &mut self.rest);
+        if let Poll::Ready(Ok(())) = wire.poll_send(cx, &mut self.rest) {
+            // Nobody needs the request body any more: its memory and file are free while the response goes on.
+            self.rest = RequestBody::None(BodyLength::None);
+        }
         match wire.poll_body(cx, pipe) {
             Poll::Ready(Ok(Step::More)) => {}
             Poll::Ready(Ok(Step::Done)) => self.end(Ok(())),
@@ -165,7 +169,7 @@ impl Fill {
             Err(error) => pipe.fail(error),
         }
         self.chosen = None;
-        self.rest = RequestBody::None(crate::protocol::BodyLength::None);
+        self.rest = RequestBody::None(BodyLength::None);
         self.report = Some(UpstreamReport { free_at: Instant::now(), bytes_received, outcome });
     }
 

@@ -37,6 +37,7 @@ pub(crate) async fn exchange_headers(
     client: &mut ClientBody,
 ) -> Result<Received> {
     let parsed = loop {
+        #[expect(clippy::large_enum_variant, reason = "it lives on the stack, for a moment")]
         enum Event {
             Header(Result<Parsed>),
             Client(Result<Bufs>),

@@ -6,6 +6,7 @@
 
 pub(crate) mod cert;
 mod peer;
+mod pool;
 mod round_robin;
 
 pub use peer::Peer;
@@ -16,6 +17,7 @@ use crate::metrics::UpstreamMetrics;
 use crate::protocol::{Protocol, http1::Http1};
 use parking_lot::Mutex;
 use peer::Connectors;
+use pool::Pool;
 use round_robin::RoundRobin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,6 +26,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub struct Upstream {
     pub(crate) conf: conf::Upstream,
     pub(crate) connectors: Connectors,
+    pub(crate) pool: Pool,
     pub(crate) protocol: Arc<dyn Protocol>,
     pub(crate) metrics: UpstreamMetrics,
     members: Vec<Member>,
@@ -62,7 +65,8 @@ impl Upstream {
             .collect::<Vec<_>>();
         let metrics = UpstreamMetrics::new(&conf.name, members.iter().map(|member| member.peer.name()));
         let balance = Mutex::new(RoundRobin::new(&conf.servers));
-        Ok(Upstream { connectors, protocol: Arc::new(Http1), metrics, members, balance, conf })
+        let pool = Pool::new(conf.keepalive.connections, conf.keepalive.timeout, metrics.idle());
+        Ok(Upstream { connectors, pool, protocol: Arc::new(Http1), metrics, members, balance, conf })
     }
 
     /// The group's name in the configuration; a metrics label.

@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{interval, sleep_until, timeout};
 
-/// What the kernel may hold between proxy and client, and between upstream and proxy, although the test's ends are pinned.
+/// What the kernel may hold at the proxy's ends of both connections, although the test's ends are pinned.
 const KERNEL: u64 = 12 * MIB;
 
-/// An origin that answers `/N` with N bytes of the pattern, tells when its kernel has taken the last of them, and counts.
+/// Answered on a connection that is closed behind it, so that probing leaves none in the pool.
+const PROBE: &str = "/probe";
+
+/// An origin that answers `/N` with N bytes of the pattern, and tells when its kernel has taken the last of them.
 struct Source {
     origin: Origin,
     done: mpsc::UnboundedReceiver<Instant>,
@@ -28,6 +31,10 @@ impl Source {
             conn.sent = counter.clone();
             async move {
                 while let Some(request) = conn.request().await {
+                    if request.target == PROBE {
+                        conn.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").await;
+                        return;
+                    }
                     let length = request.target[1..].parse().unwrap();
                     conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n{headers}\r\n")).await;
                     if let Some(time) = conn.send_pattern(length).await {
@@ -45,6 +52,17 @@ impl Source {
         within("the upstream has sent everything", self.done.recv()).await.unwrap()
     }
 
+    /// Send requests through the proxy until one comes on the origin's first connection: that is free.
+    async fn reused(&self, proxy: &Proxy) {
+        let mut client = proxy.connect().await;
+        eventually("the connection of the slow client's answer serves another request", async || {
+            assert_eq!(client.get(PROBE).await.status, 200);
+            let probe = self.origin.requests().pop().unwrap();
+            (probe.connection == 0).then_some(())
+        })
+        .await;
+    }
+
     /// Wait until nothing more has been taken from the origin for half a second, and say how much was.
     async fn stalled(&self) -> u64 {
         let mut tick = interval(Duration::from_millis(500));
@@ -58,12 +76,6 @@ impl Source {
             last = now;
         }
     }
-}
-
-/// Wait until no request holds a connection to the upstream: what the kernel has accepted is read a moment later.
-async fn is_free(proxy: &Proxy) {
-    let active = async || proxy.metric("upstream_connections", &[("state", "active")]).await.filter(|active| *active == 0.0);
-    eventually("the upstream is free", active).await;
 }
 
 fn path(length: u64) -> String {
@@ -81,12 +93,9 @@ async fn timed_a_client_that_reads_nothing_does_not_hold_the_upstream() {
     slow.send_request("GET", &path(64 * MIB), "").await;
     let head = slow.head().await;
     let accepted = source.done().await;
-    is_free(&proxy).await;
 
-    let other = proxy.connect().await.get("/1000").await;
+    source.reused(&proxy).await;
     let reused = accepted.elapsed();
-    assert_eq!(other.body, pattern::body(1000));
-    assert_eq!(source.origin.connections(), 1, "the connection of the slow client's answer serves the next request");
     assert!(reused < Duration::from_secs(2), "free after {reused:?}");
     assert_eq!(slow.pattern(&head).await, 64 * MIB);
 }
@@ -130,8 +139,9 @@ async fn what_memory_cannot_hold_is_in_an_unlinked_file_of_this_user_only() {
     assert!(stored > 32 * MIB - KERNEL && stored <= 32 * MIB, "{stored} bytes in the file");
     assert_eq!(std::fs::read_dir(proxy.files.temp()).unwrap().count(), 0, "no name in the directory");
     assert!(proxy.metric("pipe_temp_file_bytes", &[]).await.unwrap() >= (32 * MIB - KERNEL) as f64);
-    assert!(proxy.metric("pipe_spills_total", &[]).await.unwrap() >= 1.0);
     assert_eq!(slow.pattern(&head).await, 32 * MIB);
+    let spills = async || proxy.metric("pipe_spills_total", &[]).await.filter(|spills| *spills >= 1.0);
+    eventually("the spill is counted", spills).await;
     eventually("the temporary file is gone", async || proxy.temp_files().is_empty().then_some(())).await;
     let metric = async || proxy.metric("pipe_temp_file_bytes", &[]).await.filter(|bytes| *bytes == 0.0);
     eventually("nothing is held", metric).await;
@@ -179,8 +189,8 @@ async fn is_held_back(route: Value, headers: &'static str) {
     assert!(grown < 16 * 16 * KIB + 256 * KIB + 4 * MIB, "memory grew by {grown} bytes");
     assert_eq!(proxy.temp_files(), Vec::<u64>::new());
 
-    proxy.connect().await.get("/1000").await;
-    assert_eq!(source.origin.connections(), 2, "the first connection is still in use");
+    assert_eq!(proxy.connect().await.get(PROBE).await.status, 200);
+    assert_eq!(source.origin.requests().pop().unwrap().connection, 1, "the first connection is still in use");
     assert_eq!(slow.pattern(&head).await, 64 * MIB);
 }
 
@@ -229,10 +239,8 @@ async fn over_http2_too_a_client_that_reads_nothing_does_not_hold_the_upstream()
     let mut client = http2::Http2::connect_tls(proxy.ports.tls, "test").await;
     let slow = client.get_head(&path(64 * MIB)).await;
     source.done().await;
-    is_free(&proxy).await;
 
-    assert_eq!(proxy.connect().await.get("/1000").await.body, pattern::body(1000));
-    assert_eq!(source.origin.connections(), 1, "the upstream's connection is free");
+    source.reused(&proxy).await;
     let answer = finish(slow).await;
     assert!(answer.broken.is_none(), "{:?}", answer.broken);
     let mut pattern = Pattern::default();
@@ -440,7 +448,8 @@ async fn odd_buffer_sizes_and_bodies_around_them_come_out_whole() {
         assert_eq!((response.status, response.broken), (200, None), "{length} bytes");
         assert!(response.body == pattern::body(length), "{length} bytes");
     }
-    assert_eq!(source.origin.connections(), 1);
+    let used = source.origin.requests().into_iter().map(|request| (request.target, request.connection));
+    assert_eq!(source.origin.connections(), 1, "{:?}", used.collect::<Vec<_>>());
 }
 
 /// Bytes at a steady pace through `limit_rate`.

@@ -103,6 +103,8 @@ async fn too_large_by_content_length_is_a_413_before_the_body_is_sent() {
         client.send(upload(MIB + 1)).await;
         assert_eq!(client.response().await.status, 413);
         assert_eq!(origin.connections(), 0);
+        // It is logged when the proxy has stopped waiting for what the client may still be sending.
+        drop(client);
         assert_eq!(proxy.access_log(1).await[0].field("status"), "413");
     }
 }
@@ -176,7 +178,8 @@ async fn a_buffered_body_is_replayed_whole_on_the_next_peer() {
 async fn a_chunked_body_is_replayed_too() {
     let failing = Origin::once("").await;
     let origin = taking().await;
-    let proxy = Proxy::to_all(json!([failing.address(), { "address": origin.address(), "backup": true }])).start().await;
+    let proxy =
+        Proxy::to_all(json!([failing.address(), { "address": origin.address(), "backup": true }])).start().await;
     let mut client = proxy.connect().await;
     client.send_request("PUT", "/", "Transfer-Encoding: chunked\r\n").await;
     client.send("4\r\nbody\r\n1\r\n!\r\n0\r\n\r\n").await;
@@ -380,5 +383,5 @@ async fn a_body_goes_with_any_method() {
     for method in ["GET", "DELETE", "PATCH", "PROPFIND"] {
         assert_eq!(client.post(method, "/", b"body").await.text(), "4", "{method}");
     }
-    assert_eq!(origin.requests().iter().map(|request| request.method.as_str()).last(), Some("PROPFIND"));
+    assert_eq!(origin.requests().pop().unwrap().method, "PROPFIND");
 }

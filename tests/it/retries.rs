@@ -91,10 +91,8 @@ async fn a_request_whose_streamed_body_has_been_sent_does_not_move_on() {
     })
     .await;
     let good = named("good").await;
-    let proxy = Proxy::to_all(first_then(closing.address(), &good))
-        .route(json!({ "request_buffering": false }))
-        .start()
-        .await;
+    let proxy =
+        Proxy::to_all(first_then(closing.address(), &good)).route(json!({ "request_buffering": false })).start().await;
     let mut client = proxy.connect().await;
     client.send_request("PUT", "/", "Content-Length: 4\r\n").await;
     client.send("bo").await;

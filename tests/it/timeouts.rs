@@ -90,10 +90,8 @@ async fn a_client_that_stalls_never_trips_the_read_limit() {
             conn.send_pattern(32 * MIB).await;
         })
         .await;
-        let proxy = Proxy::to(&origin)
-            .route(json!({ "timeouts": { "read": "300ms" }, "buffering": buffering }))
-            .start()
-            .await;
+        let proxy =
+            Proxy::to(&origin).route(json!({ "timeouts": { "read": "300ms" }, "buffering": buffering })).start().await;
         let mut client = proxy.connect().await;
         client.send_request("GET", "/", "").await;
         let head = client.head().await;
@@ -110,10 +108,8 @@ async fn an_upstream_that_stops_taking_the_request_is_a_504() {
         std::future::pending::<()>().await;
     })
     .await;
-    let proxy = Proxy::to(&origin)
-        .route(json!({ "timeouts": { "send": "500ms" }, "client_max_body_size": 0 }))
-        .start()
-        .await;
+    let proxy =
+        Proxy::to(&origin).route(json!({ "timeouts": { "send": "500ms" }, "client_max_body_size": 0 })).start().await;
     let response = proxy.connect().await.post("PUT", "/", &pattern::body(64 * MIB)).await;
     assert_eq!(response.status, 504);
 }

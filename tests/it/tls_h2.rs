@@ -173,7 +173,9 @@ async fn http2_answers_have_no_connection_headers_and_survive_head_204_304() {
     let origin = Origin::http(|request| match request.target.as_str() {
         "/204" => "HTTP/1.1 204 No Content\r\n\r\n".into(),
         "/304" => "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n".into(),
-        _ if request.method == "HEAD" => "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 9\r\n\r\n".into(),
+        _ if request.method == "HEAD" => {
+            "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 9\r\n\r\n".into()
+        }
         _ => "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: 5\r\nContent-Length: 2\r\n\r\nok".into(),
     })
     .await;

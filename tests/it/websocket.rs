@@ -89,10 +89,8 @@ async fn the_upstream_sees_the_handshake_and_what_the_route_adds() {
 async fn bytes_right_behind_the_101_are_not_lost() {
     let origin = Origin::start(|mut conn| async move {
         conn.head().await;
-        conn.send(
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nfirst words",
-        )
-        .await;
+        conn.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nfirst words")
+            .await;
         assert_eq!(conn.exactly(6).await.unwrap(), b"answer");
         conn.send("last words").await;
     })

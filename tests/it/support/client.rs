@@ -18,7 +18,6 @@ pub struct Client {
 #[derive(Clone, Debug)]
 pub struct Head {
     pub status: u16,
-    pub version: String,
     pub headers: Vec<(String, String)>,
 }
 
@@ -186,7 +185,7 @@ impl Client {
             Framing::Length(left) => *left -= count,
             Framing::Chunked(left) => {
                 *left -= count;
-                if *left == 0 && self.line().await.ok_or("closed behind a chunk")? != "" {
+                if *left == 0 && !self.line().await.ok_or("closed behind a chunk")?.is_empty() {
                     return Err("a chunk longer than its size".into());
                 }
             }
@@ -281,8 +280,7 @@ impl Client {
 fn parse_head(head: &str) -> Head {
     let mut lines = head.split("\r\n");
     let mut status = lines.next().unwrap_or_default().splitn(3, ' ');
-    let version = status.next().unwrap_or_default().to_owned();
-    assert!(version == "HTTP/1.1" || version == "HTTP/1.0", "{head}");
+    assert!(matches!(status.next(), Some("HTTP/1.1" | "HTTP/1.0")), "{head}");
     let status = status.next().and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status: {head}"));
     let header = |line: &str| {
         let (name, value) = line.split_once(':').unwrap_or_else(|| panic!("not a header: {line:?}"));
@@ -290,7 +288,7 @@ fn parse_head(head: &str) -> Head {
         (name.to_owned(), value.trim().to_owned())
     };
     let headers = lines.take_while(|line| !line.is_empty()).map(header).collect();
-    Head { status, version, headers }
+    Head { status, headers }
 }
 
 /// RFC 9112 6.3; two framings at once are a panic.

@@ -1,5 +1,5 @@
-//! What every test is made of: a [`Proxy`] (the binary under test, on free ports, with its files in a private folder), an
-//! [`Origin`] (a scripted upstream) and a [`Client`] that is stricter than any browser.
+//! What every test is made of: a [`Proxy`] (the binary under test, on free ports, with its files in a private folder),
+//! an [`Origin`] (a scripted upstream) and a [`Client`] that is stricter than any browser.
 //!
 //! # Layout
 //! - `proxy`: starts the binary, writes its configuration, reads its logs, metrics and `/proc` entries
@@ -18,11 +18,11 @@ pub mod pattern;
 pub mod proxy;
 pub mod servers;
 
-pub use client::{Client, Response};
+pub use client::Client;
 pub use io::Certificate;
-pub use origin::{Conn, Origin, Request, reply};
+pub use origin::{Origin, reply};
 pub use pattern::Pattern;
-pub use proxy::{Files, Ports, Proxy, Setup};
+pub use proxy::{Ports, Proxy, Setup};
 pub use serde_json::{Value, json};
 
 use std::future::Future;

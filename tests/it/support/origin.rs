@@ -70,7 +70,6 @@ pub struct Seen {
 pub struct Origin {
     address: String,
     seen: watch::Sender<Seen>,
-    accepting: tokio::task::AbortHandle,
 }
 
 impl Origin {
@@ -99,13 +98,13 @@ impl Origin {
         let listener = UnixListener::bind(path).unwrap();
         let seen = watch::Sender::new(Seen::default());
         let (address, sender) = (format!("unix:{}", path.display()), seen.clone());
-        let accepting = tokio::spawn(async move {
+        tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let conn = Conn::new(Io::Unix(stream), &sender);
                 tokio::spawn(script(conn));
             }
         });
-        Origin { address, seen, accepting: accepting.abort_handle() }
+        Origin { address, seen }
     }
 
     fn listen<F: Future<Output = ()> + Send + 'static>(
@@ -118,7 +117,7 @@ impl Origin {
         // Accepted sockets inherit it, and the window is announced with the handshake.
         SockRef::from(&listener).set_recv_buffer_size(SOCKET_BUFFER as usize).unwrap();
         let script = Arc::new(script);
-        let accepting = tokio::spawn(async move {
+        tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 SockRef::from(&stream).set_send_buffer_size(SOCKET_BUFFER as usize).unwrap();
                 stream.set_nodelay(true).unwrap();
@@ -129,7 +128,7 @@ impl Origin {
                 });
             }
         });
-        Origin { address, seen, accepting: accepting.abort_handle() }
+        Origin { address, seen }
     }
 
     /// Answer every request, on connections that stay open.
@@ -163,10 +162,6 @@ impl Origin {
         &self.address
     }
 
-    pub fn seen(&self) -> Seen {
-        self.seen.borrow().clone()
-    }
-
     pub fn connections(&self) -> usize {
         self.seen.borrow().connections
     }
@@ -185,11 +180,6 @@ impl Origin {
     /// Wait until what it has seen satisfies `test`.
     pub async fn wait(&self, what: &str, test: impl FnMut(&Seen) -> bool) {
         within(what, self.seen.subscribe().wait_for(test)).await.unwrap();
-    }
-
-    /// Accept no more; open connections stay.
-    pub fn stop_accepting(&self) {
-        self.accepting.abort();
     }
 }
 
@@ -315,8 +305,8 @@ impl Conn {
         self.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n")).await
     }
 
-    /// Send the first `len` bytes of the pattern as fast as they are taken; the time when the kernel had the last of them,
-    /// `None` if the peer left.
+    /// Send the first `len` bytes of the pattern as fast as they are taken; the time when the kernel had the last of
+    /// them, `None` if the peer left.
     pub async fn send_pattern(&mut self, len: u64) -> Option<Instant> {
         let mut offset = 0;
         while offset < len {

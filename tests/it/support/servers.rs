@@ -80,7 +80,8 @@ pub async fn tomcat() -> Server {
         let config = format!(
             "<Server port=\"-1\"><Service name=\"Catalina\">\
              <Connector address=\"127.0.0.1\" port=\"{port}\" protocol=\"HTTP/1.1\"/>\
-             <Engine name=\"Catalina\" defaultHost=\"localhost\"><Host name=\"localhost\" appBase=\"webapps\"/></Engine>\
+             <Engine name=\"Catalina\" defaultHost=\"localhost\">\
+             <Host name=\"localhost\" appBase=\"webapps\"/></Engine>\
              </Service></Server>"
         );
         fs::write(dir.join("conf/server.xml"), config).unwrap();

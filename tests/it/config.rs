@@ -1,0 +1,173 @@
+//! The configuration file and the command line.
+
+use crate::support::*;
+use std::fs;
+use std::process::{Command, Output};
+
+/// Run `-t` on this text.
+fn test(text: &str) -> Output {
+    let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    fs::write(file.path(), text).unwrap();
+    Proxy::run(&["-t", "-c", file.path().to_str().unwrap()])
+}
+
+/// The errors it reports.
+fn errors(text: &str) -> String {
+    let output = test(text);
+    assert!(!output.status.success(), "a bad file was accepted:\n{text}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// One line of the report has all these words.
+fn reports(errors: &str, words: &[&str]) {
+    assert!(
+        errors.lines().any(|line| words.iter().all(|word| line.contains(word))),
+        "no line has {words:?}:\n{errors}"
+    );
+}
+
+const GOOD: &str = "
+upstreams:
+  app: { servers: [ 127.0.0.1:8080 ] }
+services:
+  - name: web
+    listen: [ 127.0.0.1:8000 ]
+    routes:
+      - upstream: app
+";
+
+#[test]
+fn a_good_file_is_good() {
+    let output = test(GOOD);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn an_unknown_key_is_an_error_with_its_path() {
+    let errors = errors(&GOOD.replace("- upstream: app", "- { upstream: app, bufering: {} }"));
+    reports(&errors, &["services[0].routes[0]", "bufering"]);
+}
+
+#[test]
+fn a_wrong_value_is_reported_with_what_was_found_and_expected() {
+    let text = GOOD.replace("- upstream: app", "- { upstream: app, timeouts: { read: soon } }");
+    reports(&errors(&text), &["services[0].routes[0].timeouts.read", "soon", "expected"]);
+    let text = GOOD.replace("- upstream: app", "- { upstream: app, buffering: { buffer_size: 16 apples } }");
+    reports(&errors(&text), &["services[0].routes[0].buffering.buffer_size", "16 apples", "expected"]);
+}
+
+#[test]
+fn all_errors_are_reported_at_once() {
+    let text = "
+upstreams:
+  app: { servers: [ 127.0.0.1:8080 ], balance: dice }
+services:
+  - name: web
+    listen: [ nowhere ]
+    routes:
+      - { upstream: missing, next_upstream: { when: [ sometimes ] } }
+";
+    let errors = errors(text);
+    reports(&errors, &["upstreams.app.balance", "dice"]);
+    reports(&errors, &["services[0].listen[0]", "nowhere"]);
+    reports(&errors, &["services[0].routes[0].upstream", "missing"]);
+    reports(&errors, &["services[0].routes[0].next_upstream.when[0]", "sometimes"]);
+}
+
+#[test]
+fn errors_name_the_file_and_the_line() {
+    let file = tempfile::Builder::new().prefix("named").suffix(".yaml").tempfile().unwrap();
+    fs::write(file.path(), GOOD.replace("upstream: app", "upstream: nope")).unwrap();
+    let path = file.path().to_str().unwrap();
+    let output = Proxy::run(&["-t", "-c", path]);
+    reports(&String::from_utf8(output.stderr).unwrap(), &[&format!("{path}:8")]);
+}
+
+#[test]
+fn a_file_that_is_no_yaml_or_not_there_is_an_error() {
+    errors("upstreams: [ unfinished");
+    errors("just a string");
+    let output = Proxy::run(&["-t", "-c", "/nonexistent/proxy.yaml"]);
+    assert!(!output.status.success());
+    reports(&String::from_utf8(output.stderr).unwrap(), &["/nonexistent/proxy.yaml"]);
+}
+
+#[test]
+fn an_unknown_filter_and_a_wrong_filter_configuration_are_errors() {
+    let with = |filter: &str| GOOD.replace("- upstream: app", &format!("- {{ upstream: app, filters: [ {filter} ] }}"));
+    reports(&errors(&with("{ sbu: {} }")), &["services[0].routes[0].filters[0]", "sbu"]);
+    reports(&errors(&with("{ request_id: { heder: X } }")), &["services[0].routes[0].filters[0].request_id", "heder"]);
+}
+
+#[test]
+fn an_unknown_variable_is_an_error() {
+    let text = GOOD.replace("- upstream: app", "- { upstream: app, set_headers: { X-A: $nonsense } }");
+    reports(&errors(&text), &["services[0].routes[0].set_headers", "nonsense"]);
+}
+
+#[test]
+fn a_missing_certificate_is_an_error_before_the_start() {
+    let listen = "{ address: 127.0.0.1:8443, tls: [ { cert_file: /nonexistent.pem, key_file: /nonexistent.key } ] }";
+    let text = GOOD.replace("[ 127.0.0.1:8000 ]", &format!("[ {listen} ]"));
+    reports(&errors(&text), &["services[0].listen[0].tls[0]", "/nonexistent.pem"]);
+}
+
+#[test]
+fn a_bad_file_never_starts_a_server() {
+    let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    fs::write(file.path(), GOOD.replace("upstream: app", "upstream: nope")).unwrap();
+    let output = Proxy::run(&["-c", file.path().to_str().unwrap()]);
+    assert!(!output.status.success());
+}
+
+#[test]
+fn every_file_in_conf_is_good() {
+    // Some name files by ${TLS_DIR}.
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["ca", "client", "server", "other"] {
+        Certificate::new("test").write(dir.path(), name);
+    }
+    let files = fs::read_dir("conf").unwrap().map(|file| file.unwrap().path());
+    let mut count = 0;
+    for file in files.filter(|file| file.extension().is_some_and(|extension| extension == "yaml")) {
+        let mut command = Command::new(proxy::MILLPOND);
+        let output = command.arg("-t").arg("-c").arg(&file).env("TLS_DIR", dir.path()).output().unwrap();
+        assert!(output.status.success(), "{}:\n{}", file.display(), String::from_utf8_lossy(&output.stderr));
+        count += 1;
+    }
+    assert!(count > 0);
+}
+
+#[test]
+fn the_schema_describes_every_part_of_the_file() {
+    let output = Proxy::run(&["schema"]);
+    assert!(output.status.success());
+    let schema: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for key in ["server", "admin", "access_log", "temp_path", "buffer_memory_max", "upstreams", "services", "defaults"]
+    {
+        assert!(schema["properties"].get(key).is_some(), "{key}");
+    }
+    let text = schema.to_string();
+    for key in ["max_temp_file_size", "next_upstream", "client_max_body_size", "keepalive", "cert_file", "path_regex"] {
+        assert!(text.contains(&format!("\"{key}\"")), "{key}");
+    }
+}
+
+#[test]
+fn the_version_is_the_crates() {
+    let output = Proxy::run(&["--version"]);
+    assert!(String::from_utf8(output.stdout).unwrap().contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[tokio::test]
+async fn sigterm_and_sigint_end_it() {
+    for signal in ["TERM", "INT"] {
+        let origin = Origin::http(|_| reply(200, "ok")).await;
+        let server = json!({ "server": { "grace_period_seconds": 1, "graceful_shutdown_timeout_seconds": 1 } });
+        let mut proxy = Proxy::to(&origin).top(server).start().await;
+        assert_eq!(proxy.connect().await.get("/").await.status, 200);
+        proxy.signal(signal);
+        let status = eventually("it ends", async || proxy.ended()).await;
+        assert!(status.success(), "{signal}: {status}");
+    }
+}

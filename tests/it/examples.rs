@@ -1,0 +1,86 @@
+//! The examples, run as their documentation says.
+
+use crate::support::proxy::{MILLPOND, Process};
+use crate::support::*;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Built beside the binary under test.
+fn example(name: &str) -> PathBuf {
+    let path = Path::new(MILLPOND).parent().unwrap().join("examples").join(name);
+    assert!(path.exists(), "{} is not built: cargo build --examples", path.display());
+    path
+}
+
+/// Start an example on ports that are free.
+async fn start(name: &str, prepare: impl Fn(&Ports, &mut Command)) -> (Process, Ports) {
+    for _ in 0..10 {
+        let ports = Ports::free();
+        let mut command = Command::new(example(name));
+        prepare(&ports, &mut command);
+        let mut process = Process::spawn(&mut command);
+        if process.listens_at(&[ports.http]).await {
+            return (process, ports);
+        }
+        assert!(process.log().contains("in use"), "{name} ended:\n{}", process.log());
+    }
+    panic!("no free ports");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quickstart_serves_a_page_a_download_and_metrics() {
+    let (process, ports) = start("quickstart", |ports, command| {
+        let addresses = [("LISTEN", ports.http), ("ADMIN", ports.admin), ("ORIGIN", ports.tls)];
+        command.envs(addresses.map(|(name, address)| (name, address.to_string())));
+    })
+    .await;
+    assert_eq!(process.log().lines().filter(|line| line.contains("curl ") && line.contains("http://")).count(), 4);
+
+    let mut client = Client::connect(ports.http).await;
+    let page = client.get("/").await;
+    assert!(page.header("x-request-id").is_some());
+    assert!(page.text().contains("href=\"/download\""), "sub has made the address a relative one");
+
+    let mut slow = Client::connect(ports.http).await;
+    slow.send_request("GET", "/download", "").await;
+    let head = slow.head().await;
+    assert_eq!(head.header("content-length"), Some((100 * MIB).to_string().as_str()));
+    let mut admin = Client::connect(ports.admin).await;
+    eventually("the metrics show the upstream freed, although the client reads nothing", async || {
+        let metrics = admin.get("/metrics").await.text();
+        let active = metrics.lines().find(|line| line.contains("connections{") && line.contains("active")).unwrap();
+        active.ends_with(" 0").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn custom_filter_takes_a_file_like_the_stock_binary() {
+    let origin = Origin::http(|_| reply(200, "hello")).await;
+    let filters = json!({ "filters": [{ "visits": { "header": "X-Visit", "prefix": "/pages/" } }] });
+    let proxy = Proxy::to(&origin).program(example("custom_filter")).route(filters).start().await;
+    let mut client = proxy.connect().await;
+    for (path, visit) in [("/pages/a", Some("1")), ("/other", None), ("/pages/b", Some("2"))] {
+        let response = client.get(path).await;
+        assert_eq!((response.status, response.header("x-visit")), (200, visit), "{path}");
+    }
+}
+
+#[test]
+fn custom_filter_is_short_and_its_file_is_good() {
+    let source = std::fs::read_to_string("examples/custom_filter.rs").unwrap();
+    assert!(source.lines().count() <= 60);
+    let output = Command::new(example("custom_filter")).args(["-t", "-c", "examples/custom_filter.yaml"]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn code_only_needs_no_file() {
+    let origin = Origin::http(|_| reply(200, "hello")).await;
+    let (_process, ports) = start("code_only", |ports, command| {
+        command.arg(ports.http.to_string()).arg(origin.address());
+    })
+    .await;
+    assert_eq!(Client::connect(ports.http).await.get("/").await.text(), "hello");
+}
