@@ -1,11 +1,17 @@
 //! Many clients that read slowly: how long the upstream's connections are held for them, and what that costs.
+//!
+//! The kernel lets a socket's send buffer grow to megabytes, in which a whole body can hide: then every proxy frees its
+//! upstream at once. What the kernel may hold is therefore pinned, also for the proxies' own sockets, which only the
+//! kernel's settings reach; a network namespace has settings of its own, and the machine's stay as they are.
 
 use crate::origin::{Counting, SOCKET_BUFFER};
 use crate::proxies::{CONTESTANTS, Contestant, Proxy};
 use crate::report::{Row, Samples, table};
 use crate::{Effort, Result};
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
@@ -20,8 +26,27 @@ const STEP: Duration = Duration::from_millis(100);
 const PATIENCE: u32 = 3;
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// One contestant after the other, each freshly started.
-pub fn measure(dir: &Path, effort: &Effort) -> Result<String> {
+/// Sets the limits of all sockets in a new network namespace, then becomes the command in its arguments.
+const PIN: &str = "ip link set lo up && \
+    for limit in tcp_rmem tcp_wmem; do echo 4096 65536 65536 > /proc/sys/net/ipv4/$limit || exit 1; done && \
+    exec \"$0\" \"$@\"";
+
+/// This program, measuring slow clients where the buffers of all sockets are small; `None` where that is not allowed (it
+/// takes root) or `unshare` and `ip` are not installed.
+pub fn pinned(quick: bool) -> Option<Command> {
+    let pin = |program: &OsStr| {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", PIN]).arg(program);
+        command
+    };
+    pin(OsStr::new("true")).stderr(Stdio::null()).status().ok().filter(|status| status.success())?;
+    let mut command = pin(std::env::current_exe().ok()?.as_os_str());
+    command.arg("--pinned").args(quick.then_some("--quick"));
+    Some(command)
+}
+
+/// One contestant after the other, each freshly started. `pinned`: the proxies' sockets have small buffers.
+pub fn measure(dir: &Path, effort: &Effort, pinned: bool) -> Result<String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let contestants = CONTESTANTS.into_iter().chain([Contestant::NginxWithoutFile, Contestant::MillpondWithoutFile]);
     let mut names = Vec::new();
@@ -44,7 +69,11 @@ pub fn measure(dir: &Path, effort: &Effort) -> Result<String> {
         row("CPU s", 2, |outcome| outcome.cpu.as_secs_f64()),
     ];
     let (clients, body) = (effort.slow_clients, effort.slow_body >> 20);
-    let title = format!("{clients} clients that read {body} MiB at {} KiB/s each", RATE >> 10);
+    let sockets = if pinned { "64 KiB" } else { "not pinned, which hides megabytes" };
+    let title = format!(
+        "{clients} clients that read {body} MiB at {} KiB/s each (socket buffers of the proxies: {sockets})",
+        RATE >> 10
+    );
     Ok(table(&title, &names, &rows))
 }
 
