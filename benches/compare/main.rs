@@ -10,6 +10,8 @@
 //! - [`origin`]: what the proxies proxy to
 //! - [`mod@report`]: Markdown
 
+#![allow(unreachable_pub, reason = "one binary: its modules are not seen from outside")]
+
 mod load;
 mod origin;
 mod plain_pingora;
