@@ -1,6 +1,7 @@
 //! Headers that are about the connection and not about the message: what a proxy takes out, and what it must check.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::paths;
 use crate::protocol::BodyLength;
 use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -80,6 +81,7 @@ pub(crate) fn check_target(request: &RequestHeader) -> Result<()> {
     if target != b"*" && ![&b"/"[..], b"http://", b"https://"].into_iter().any(begins_with) {
         return Err(bad_request("a target that is not a path"));
     }
+    paths::normalize(request.uri.path().as_bytes())?;
     match request.headers.get(header::HOST) {
         None if request.version == Version::HTTP_11 => Err(bad_request("no Host")),
         Some(host) if host.to_str().is_err() => Err(bad_request("a malformed Host")),

@@ -45,6 +45,7 @@ pub mod filters;
 mod headers;
 mod listen;
 mod metrics;
+mod paths;
 pub mod peers;
 pub mod phases;
 pub mod pipe;

@@ -11,6 +11,7 @@ use crate::exchange::process_body::{Fill, ResponseBody, UpstreamReport};
 use crate::exchange::request_body::RequestBody;
 use crate::exchange::{Response, exchange};
 use crate::headers;
+use crate::paths;
 use crate::phases::Flow;
 use crate::pipe::{Limits, PipeReader, Spool};
 use crate::protocol::BodyLength;
@@ -98,8 +99,9 @@ impl Proxy {
     fn find_route(&self, client: &Client) -> (Arc<Route>, Captures) {
         let request = client.req_header();
         let host = headers::without_port(headers::host(request).unwrap_or(""));
-        let found = self.service.conf.table.find(host, request.uri.path(), &request.method);
-        match found {
+        // A path that cannot be made sense of is refused before any of its route is used.
+        let path = paths::normalize(request.uri.path().as_bytes()).unwrap_or_default();
+        match self.service.conf.table.find(host, &String::from_utf8_lossy(&path), &request.method) {
             Some(found) => (self.service.routes[found.index].clone(), found.captures),
             None => (self.service.no_route.clone(), Captures::default()),
         }

@@ -106,7 +106,12 @@ impl Delivery<'_> {
             self.rate.pend(run);
             return Ok(());
         }
-        self.send_header(pass, header, false)
+        self.send_header(pass, header, false)?;
+        if self.writer.is_ended() {
+            // The answer to a HEAD, a 204, a 304: what the filters make of the end goes nowhere.
+            pass.body_filter(&mut run).await?;
+        }
+        Ok(())
     }
 
     async fn run(&mut self, pass: &mut Pass<'_>, body: &mut ClientBody) -> Result<()> {

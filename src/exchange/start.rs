@@ -5,6 +5,7 @@ use crate::chain::Pass;
 use crate::conf::{HostHeader, PathMatch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::headers;
+use crate::paths;
 use crate::peers::{Peer, Upstream};
 use crate::protocol::BodyLength;
 use crate::session::Session;
@@ -105,10 +106,12 @@ fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
             let replacement = uri.render(session);
             let (path, query) = split_query(target);
             let rest = match &conf.matches.path {
-                PathMatch::Prefix(prefix) => path.get(prefix.len()..).unwrap_or_default(),
-                PathMatch::Exact(_) | PathMatch::Regex(_) => b"",
+                PathMatch::Prefix(prefix) => {
+                    paths::encode(paths::normalize(path)?.get(prefix.len()..).unwrap_or_default())
+                }
+                PathMatch::Exact(_) | PathMatch::Regex(_) => String::new(),
             };
-            [replacement.as_bytes(), rest, query].concat()
+            [replacement.as_bytes(), rest.as_bytes(), query].concat()
         }
     };
     request.set_raw_path(&target)?;
