@@ -27,6 +27,11 @@ impl Bufs {
         bufs
     }
 
+    /// The empty run that ends a body.
+    pub fn end_of_body() -> Self {
+        Bufs { chunks: VecDeque::new(), last: true }
+    }
+
     /// Append a chunk; an empty one is dropped.
     pub fn push(&mut self, chunk: impl Into<Bytes>) {
         let chunk = chunk.into();

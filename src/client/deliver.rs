@@ -25,7 +25,8 @@ pub(crate) enum Source<'a> {
 impl Source<'_> {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bufs>> {
         match self {
-            Source::Whole(bufs, _) => Poll::Ready(Ok(std::mem::take(bufs))),
+            // As from a pipe, the end is said again to a filter that has held it back.
+            Source::Whole(bufs, _) => Poll::Ready(Ok(std::mem::replace(bufs, Bufs::end_of_body()))),
             Source::Pipe(reader) => reader.poll_read(cx),
         }
     }
@@ -277,5 +278,29 @@ impl Rate {
             self.pending = Some(rest);
         }
         slice
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_whole_body_is_said_as_often_as_it_is_asked_for() {
+        let mut source = Source::Whole(Bufs::from_chunk(Bytes::from_static(b"body"), true), None);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for expected in [4, 0, 0] {
+            let Poll::Ready(Ok(run)) = source.poll_read(&mut cx) else { panic!("it is all here") };
+            assert_eq!((run.len(), run.is_last()), (expected, true));
+        }
+    }
+
+    #[test]
+    fn no_rate_is_too_large_to_be_reckoned_with() {
+        let mut rate = Rate::new(u64::MAX);
+        rate.pend(Bufs::from_chunk(Bytes::from_static(b"body"), true));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let Poll::Ready(run) = rate.poll_slice(&mut cx, 0) else { panic!("there is no need to wait") };
+        assert_eq!((run.len(), run.is_last()), (4, true));
     }
 }

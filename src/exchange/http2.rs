@@ -200,12 +200,12 @@ impl Wire for Http2Wire {
                 self.request = None;
                 Poll::Ready(Ok(()))
             }
-            Err(error) if error.is_timeout() => {
-                // Said once: the time limit has been reached, and must not be asked again.
+            Err(error) => {
+                // Said once: neither a time limit that was reached nor a body that has failed must be asked again.
                 self.request = None;
                 Poll::Ready(Err(error))
             }
-            sent => Poll::Ready(sent),
+            Ok(()) => Poll::Ready(Ok(())),
         }
     }
 

@@ -82,6 +82,8 @@ impl RequestBody {
 #[derive(Default)]
 struct Channel {
     bufs: Bufs,
+    /// Its length, which takes too long to be counted anew at each of a window full of tiny chunks.
+    len: usize,
     state: State,
     receiver_waits: Option<Waker>,
     sender_waits: Option<Waker>,
@@ -107,7 +109,7 @@ impl BodySender {
         if channel.state == State::Closed {
             return Poll::Ready(false);
         }
-        if channel.bufs.len() < STREAM_WINDOW {
+        if channel.len < STREAM_WINDOW {
             return Poll::Ready(true);
         }
         channel.sender_waits = Some(cx.waker().clone());
@@ -121,6 +123,7 @@ impl BodySender {
 
     pub(crate) fn push(&mut self, bufs: Bufs) {
         let mut channel = self.0.lock();
+        channel.len += bufs.len();
         channel.bufs.append(bufs);
         if let Some(waker) = channel.receiver_waits.take() {
             waker.wake();
@@ -147,6 +150,7 @@ impl BodyReceiver {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
         let mut channel = self.0.lock();
         if let Some(chunk) = channel.bufs.pop() {
+            channel.len -= chunk.len();
             if let Some(waker) = channel.sender_waits.take() {
                 waker.wake();
             }

@@ -136,7 +136,14 @@ impl ByteStream {
                 self.sending = Sending::Written;
                 continue;
             }
-            let chunk = ready!(body.poll_next(cx))?;
+            let chunk = match ready!(body.poll_next(cx)) {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    // Said once: a body that has failed must not be asked again.
+                    self.sending = Sending::Failed(None);
+                    return Poll::Ready(Err(error));
+                }
+            };
             self.codec.request_body(chunk.clone().unwrap_or_default(), chunk.is_none(), &mut self.framed);
             self.out.extend(self.framed.drain(..).filter(|piece| !piece.is_empty()));
             if chunk.is_none() {

@@ -26,7 +26,7 @@ pub(super) async fn upstream_request(
     let hop_by_hop = headers::strip_hop_by_hop(&mut request);
     request.remove_header(&EXPECT);
     request.remove_header(&http::header::CONTENT_LENGTH);
-    keep_upgrade(session, &mut request, &hop_by_hop.upgrade, body)?;
+    let may_switch = keep_upgrade(session, &mut request, &hop_by_hop.upgrade, body)?;
     if hop_by_hop.te_trailers && upstream.connectors.http2.is_some() {
         request.insert_header(http::header::TE, "trailers")?;
     }
@@ -41,16 +41,20 @@ pub(super) async fn upstream_request(
         }
     }
     pass.upstream_request_filter(&mut request).await?;
+    if !may_switch {
+        // By `set_headers` or a filter: an upstream that agreed would switch a client that cannot follow.
+        request.remove_header(&UPGRADE);
+    }
     Ok(request)
 }
 
-/// The first requested protocol that the route tunnels goes on; without one, the request is an ordinary one.
+/// The first requested protocol that the route tunnels goes on; without one, the request is an ordinary one, and `false`.
 fn keep_upgrade(
     session: &Session<'_>,
     request: &mut RequestHeader,
     requested: &[String],
     body: &RequestBody,
-) -> Result<()> {
+) -> Result<bool> {
     let allowed = &session.route().conf().upgrade;
     if let Some(protocol) = requested.iter().find(|protocol| allowed.contains(protocol))
         && matches!(body.length(), BodyLength::None)
@@ -58,8 +62,9 @@ fn keep_upgrade(
         && session.request().version == Version::HTTP_11
     {
         request.insert_header(UPGRADE, header_value(protocol)?)?;
+        return Ok(true);
     }
-    Ok(())
+    Ok(false)
 }
 
 fn set_host(session: &Session<'_>, upstream: &Upstream, peer: &Peer, request: &mut RequestHeader) -> Result<()> {

@@ -179,3 +179,14 @@ async fn an_http10_client_is_never_switched() {
     client.send("GET / HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").await;
     assert_eq!(client.response().await.text(), "none");
 }
+
+#[tokio::test]
+async fn an_upgrade_written_by_set_headers_asks_for_nothing_that_the_client_or_the_route_did_not() {
+    let origin = Origin::http(|request| reply(200, request.header("upgrade").unwrap_or("none"))).await;
+    let set = json!({ "set_headers": { "Upgrade": "$http_upgrade", "Connection": "upgrade" }, "upgrade": [] });
+    let proxy = Proxy::to(&origin).route(set).start().await;
+    let mut client = proxy.connect().await;
+    let asking = "Connection: upgrade\r\nUpgrade: websocket\r\n";
+    assert_eq!(client.request("GET", "/", asking).await.text(), "none");
+    assert_eq!(client.request("GET", "/", "Upgrade: websocket\r\n").await.text(), "none");
+}
