@@ -12,7 +12,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::{fs, thread};
 use tempfile::TempDir;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 /// The access log of every test: a template of design §5's variables.
@@ -358,15 +357,15 @@ impl Process {
         self.lines.lock().unwrap().clone()
     }
 
-    /// Wait until it accepts connections at all of `addrs`: true; or has ended: false.
+    /// Wait until it accepts connections at all of `addrs`: true; or has ended, or found a port taken: false.
     pub async fn listens_at(&mut self, addrs: &[SocketAddr]) -> bool {
         for addr in addrs {
-            let what = format!("somebody listens at {addr}");
+            let what = format!("it listens at {addr}");
             let ready = eventually(&what, async || {
-                if self.child.try_wait().unwrap().is_some() {
+                if self.child.try_wait().unwrap().is_some() || self.log().contains("in use") {
                     return Some(false);
                 }
-                TcpStream::connect(addr).await.ok().map(|_| true)
+                listens(self.child.id(), addr.port()).then_some(true)
             });
             if !ready.await {
                 return false;
@@ -374,6 +373,19 @@ impl Process {
         }
         true
     }
+}
+
+/// Does this very process listen there? Another test's may, if it took the port first; Pingora would try again and again.
+fn listens(pid: u32, port: u16) -> bool {
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
+    let fds: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten().collect();
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, _, "0A", .., _] = fields[..] else { return false };
+        let socket = format!("socket:[{}]", fields.get(9).unwrap_or(&""));
+        local.ends_with(&format!(":{port:04X}"))
+            && fds.iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|link| link.as_os_str() == socket.as_str()))
+    })
 }
 
 impl Drop for Process {
