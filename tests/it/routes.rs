@@ -191,3 +191,23 @@ async fn an_absolute_form_target_reaches_the_upstream_as_a_path() {
         assert_eq!(client.get(&format!("http://test{target}")).await.text(), path, "{target}");
     }
 }
+
+#[tokio::test]
+async fn a_path_in_disguise_finds_the_route_of_the_path_it_is() {
+    let origin = Origin::http(|request| reply(200, &request.target)).await;
+    let admin = json!({ "match": { "path": "/admin" }, "set_headers": { "X-Guard": "yes" }, "upstream": "app" });
+    let api = json!({ "match": { "path": "/api/" }, "uri": "/v2/", "upstream": "app" });
+    let proxy = Proxy::to(&origin).routes(json!([admin, api, { "upstream": "app" }])).start().await;
+    let mut client = proxy.connect().await;
+    for path in ["/admin", "/%61dmin", "//admin", "/x/../admin", "/./admin/y"] {
+        client.get(path).await;
+        let request = origin.requests().pop().unwrap();
+        assert_eq!(request.header("x-guard"), Some("yes"), "{path}");
+        assert_eq!(request.target, path, "without `uri` the target goes on as it came");
+    }
+    assert_eq!(client.get("/api//a%20b/../c%3Fd?e=%2F").await.text(), "/v2/c%3Fd?e=%2F");
+    for path in ["/../admin", "/%00", "/%zz"] {
+        let mut client = proxy.connect().await;
+        assert_eq!(client.get(path).await.status, 400, "{path}");
+    }
+}
