@@ -4,7 +4,7 @@ use crate::conf;
 use crate::listen;
 use crate::metrics;
 use crate::pipe::Limits;
-use crate::routes::Service;
+use crate::reload::Running;
 use async_trait::async_trait;
 use http::{Method, Response, StatusCode};
 use pingora_core::apps::http_app::ServeHttp;
@@ -19,12 +19,12 @@ use std::time::Instant;
 struct Admin {
     started: Instant,
     limits: Arc<Limits>,
-    services: Vec<Arc<Service>>,
+    running: Arc<Running>,
 }
 
 /// Add the admin listener.
-pub(crate) fn add_service(server: &mut Server, conf: &conf::Admin, limits: &Arc<Limits>, services: &[Arc<Service>]) {
-    let admin = Admin { started: Instant::now(), limits: limits.clone(), services: services.to_vec() };
+pub(crate) fn add_service(server: &mut Server, conf: &conf::Admin, limits: &Arc<Limits>, running: &Arc<Running>) {
+    let admin = Admin { started: Instant::now(), limits: limits.clone(), running: running.clone() };
     let mut service = Listening::new("admin".to_owned(), admin);
     service.threads = Some(1);
     service.add_listener(listen::plain(&conf.listen));
@@ -60,15 +60,14 @@ fn answer(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Resp
 
 impl Admin {
     fn status(&self) -> Value {
-        let upstreams: BTreeMap<_, _> = self
-            .services
+        let running: Vec<_> = self.running.services.iter().map(|service| service.load_full()).collect();
+        let upstreams: BTreeMap<_, _> = running
             .iter()
             .flat_map(|service| &service.routes)
             .filter_map(|route| route.upstream.as_ref())
             .map(|upstream| (upstream.name(), upstream.status()))
             .collect();
-        let services: Vec<_> = self
-            .services
+        let services: Vec<_> = running
             .iter()
             .map(|service| {
                 let routes: Vec<_> = service.routes.iter().map(|route| route.name()).collect();

@@ -9,6 +9,7 @@ use crate::metrics::RouteMetrics;
 use crate::peers::Upstream;
 use crate::phases::UpstreamPhases;
 use crate::pipe::Limits;
+use crate::reload::Running;
 use crate::routes::{Route, Service};
 use crate::supervisor::Supervisor;
 use clap::Parser;
@@ -134,11 +135,11 @@ impl Millpond {
     }
 
     /// Read the command line and the configuration, and serve until a signal ends the process: SIGTERM gracefully, SIGINT
-    /// at once, SIGQUIT when another process has taken over. Returns early only for `-t`, `schema`, and errors, which are
+    /// at once, SIGQUIT when another process has taken over. SIGHUP reads the file again. Returns early only for `-t`, `schema`, and errors, which are
     /// printed.
     pub fn run(mut self) -> ExitCode {
         if let Some(conf) = self.conf.take() {
-            return self.serve(conf, Opt::default());
+            return self.serve(conf, None, Opt::default());
         }
         let args = Args::parse();
         if let Some(Command::Schema) = args.command {
@@ -152,7 +153,7 @@ impl Millpond {
             Err(errors) => return refuse(&errors),
         };
         if args.test {
-            return match self.build(&conf) {
+            return match self.build(&conf, &[]) {
                 Ok(_) => {
                     println!("{}: the configuration is good", args.conf.display());
                     ExitCode::SUCCESS
@@ -161,20 +162,22 @@ impl Millpond {
             };
         }
         let options = Opt { upgrade: args.upgrade, daemon: args.daemon, ..Opt::default() };
-        self.serve(conf, options)
+        self.serve(conf, Some(args.conf), options)
     }
 
-    /// What runs, made of what is configured.
+    /// What runs, made of what is configured. Of the groups `in_use` those that have not changed stay, with their
+    /// connections and what is known of their peers' failures.
     ///
     /// # Errors
     /// Filters that do not exist or refuse their configuration, certificates that cannot be read: all of them.
-    fn build(&self, conf: &Conf) -> Result<Built, ConfErrors> {
+    pub(crate) fn build(&self, conf: &Conf, in_use: &[Arc<Upstream>]) -> Result<Built, ConfErrors> {
         let mut errors = Vec::new();
         let mut upstreams = BTreeMap::new();
         for (name, upstream) in &conf.upstreams {
-            match Upstream::new(upstream.clone()) {
+            let kept = in_use.iter().find(|in_use| in_use.conf == *upstream).cloned();
+            match kept.map_or_else(|| Upstream::new(upstream.clone()).map(Arc::new), Ok) {
                 Ok(upstream) => {
-                    upstreams.insert(name.clone(), Arc::new(upstream));
+                    upstreams.insert(name.clone(), upstream);
                 }
                 Err(text) => errors.push(ConfError {
                     file: String::new(),
@@ -196,7 +199,7 @@ impl Millpond {
 
     #[cfg(test)]
     pub(crate) fn services(&self, conf: &Conf) -> Result<Vec<Arc<Service>>, ConfErrors> {
-        self.build(conf).map(|built| built.services)
+        self.build(conf, &[]).map(|built| built.services)
     }
 
     fn service(
@@ -243,14 +246,15 @@ impl Millpond {
         wrong(filter, filter.path.clone(), format!("the unknown filter {}", filter.name), expected)
     }
 
-    fn serve(self, conf: Conf, options: Opt) -> ExitCode {
+    fn serve(self, conf: Conf, file: Option<PathBuf>, options: Opt) -> ExitCode {
         start_logging();
         keep_memory_small();
-        let built = match self.build(&conf) {
+        let built = match self.build(&conf, &[]) {
             Ok(built) => built,
             Err(errors) => return refuse(&errors),
         };
-        match start(conf, built, options) {
+        let running = Running::new(built.services, built.upstreams, file.map(|file| (self, file)));
+        match start(&conf, Arc::new(running), options) {
             Ok(server) => server.run_forever(),
             Err(text) => {
                 log::error!("{text}");
@@ -298,12 +302,12 @@ impl FilterConfError {
 }
 
 /// A configuration turned into what runs.
-struct Built {
-    services: Vec<Arc<Service>>,
-    upstreams: Vec<Arc<Upstream>>,
+pub(crate) struct Built {
+    pub(crate) services: Vec<Arc<Service>>,
+    pub(crate) upstreams: Vec<Arc<Upstream>>,
 }
 
-fn start(conf: Conf, built: Built, options: Opt) -> Result<Server, String> {
+fn start(conf: &Conf, running: Arc<Running>, options: Opt) -> Result<Server, String> {
     if let Some(access_log) = &conf.access_log {
         crate::access_log::open(access_log)
             .map_err(|error| format!("access_log.path: {}: {error}", access_log.path.display()))?;
@@ -313,14 +317,14 @@ fn start(conf: Conf, built: Built, options: Opt) -> Result<Server, String> {
     let limits = Limits::new(memory_max, conf.temp_files_max, conf.temp_path.clone());
     let mut server = Server::new_with_opt_and_conf(options, conf.server_conf());
     server.bootstrap();
-    for service in &built.services {
+    for service in &running.services {
         listen::add_services(&mut server, service, &limits)?;
     }
     if let Some(conf) = &conf.admin {
-        admin::add_service(&mut server, conf, &limits, &built.services);
+        admin::add_service(&mut server, conf, &limits, &running);
     }
-    server.add_service(background_service("upstreams", Supervisor { upstreams: built.upstreams }));
-    log::info!("millpond {} starts with {} services", env!("CARGO_PKG_VERSION"), built.services.len());
+    log::info!("millpond {} starts with {} services", env!("CARGO_PKG_VERSION"), running.services.len());
+    server.add_service(background_service("supervisor", Supervisor { running }));
     Ok(server)
 }
 

@@ -51,6 +51,7 @@ pub mod phases;
 pub mod pipe;
 pub mod protocol;
 mod proxy;
+mod reload;
 pub mod routes;
 pub mod session;
 mod supervisor;

@@ -4,6 +4,7 @@ use crate::conf::{Address, Listen};
 use crate::pipe::Limits;
 use crate::proxy::Proxy;
 use crate::routes::Service;
+use arc_swap::ArcSwap;
 use pingora_core::apps::HttpServerOptions;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
@@ -23,13 +24,18 @@ const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 ///
 /// # Errors
 /// A certificate that Pingora cannot use.
-pub(crate) fn add_services(server: &mut Server, service: &Arc<Service>, limits: &Arc<Limits>) -> Result<(), String> {
+pub(crate) fn add_services(
+    server: &mut Server,
+    place: &Arc<ArcSwap<Service>>,
+    limits: &Arc<Limits>,
+) -> Result<(), String> {
+    let service = place.load();
     let (http2, http1): (Vec<_>, Vec<_>) = service.conf.listen.iter().partition(|listen| plain_http2(listen));
     for (listeners, h2c) in [(http1, false), (http2, true)] {
         if listeners.is_empty() {
             continue;
         }
-        let proxy = Proxy { service: service.clone(), limits: limits.clone() };
+        let proxy = Proxy { service: place.clone(), limits: limits.clone() };
         let mut running = http_proxy_service_with_name(&server.configuration, proxy, service.name());
         if let Some(app) = running.app_logic_mut() {
             let mut options = HttpServerOptions::default();

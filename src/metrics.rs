@@ -36,6 +36,7 @@ struct Metrics {
     upstream_freed_early_seconds: HistogramVec,
     client_aborts_total: IntCounterVec,
     filter_seconds: HistogramVec,
+    config_reloads_total: IntCounterVec,
     build_info: IntGaugeVec,
 }
 
@@ -138,6 +139,12 @@ static METRICS: Lazy<Metrics> = Lazy::new(|| Metrics {
         "Time in a filter's hook, of one request in 16.",
         &["filter", "phase"],
         FILTER_SECONDS.to_vec()
+    ),
+    config_reloads_total: metric!(
+        register_int_counter_vec,
+        "config_reloads_total",
+        "Times the configuration was read again.",
+        &["result"]
     ),
     build_info: metric!(register_int_gauge_vec, "build_info", "The version that runs.", &["version"]),
 });
@@ -255,6 +262,11 @@ impl FilterTimes {
             times.observe(took.as_secs_f64());
         }
     }
+}
+
+/// The configuration was read again, and is in use or was refused.
+pub(crate) fn reloaded(in_use: bool) {
+    METRICS.config_reloads_total.with_label_values(&[if in_use { "success" } else { "failure" }]).inc();
 }
 
 /// Count a finished request.

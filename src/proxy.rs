@@ -17,6 +17,7 @@ use crate::pipe::{Limits, PipeReader, Spool};
 use crate::protocol::BodyLength;
 use crate::routes::{Route, Service};
 use crate::session::{Session, response_header};
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
@@ -33,7 +34,7 @@ use std::time::Instant;
 
 /// One service as Pingora runs it.
 pub(crate) struct Proxy {
-    pub(crate) service: Arc<Service>,
+    pub(crate) service: Arc<ArcSwap<Service>>,
     pub(crate) limits: Arc<Limits>,
 }
 
@@ -75,9 +76,10 @@ impl Proxy {
     /// One request from its header to its last byte. `Err`: the message must be broken.
     async fn serve(&self, client: &mut Client, started: Instant) -> Result<()> {
         let framing = request_framing(client);
-        let (route, captures) = self.find_route(client);
+        let service = self.service.load_full();
+        let (route, captures) = find_route(&service, client);
         prepare(client, &route);
-        let session = Session::new(client, self.service.clone(), route.clone(), captures, started);
+        let session = Session::new(client, service, route.clone(), captures, started);
         let mut pass = Pass::new(session, &route.chain);
         let mut body = ClientBody::new(&route.conf, has_body(&framing));
         let served = AssertUnwindSafe(self.respond(&mut pass, &mut body, framing)).catch_unwind().await;
@@ -96,17 +98,6 @@ impl Proxy {
         ended
     }
 
-    fn find_route(&self, client: &Client) -> (Arc<Route>, Captures) {
-        let request = client.req_header();
-        let host = headers::without_port(headers::host(request).unwrap_or(""));
-        // A path that cannot be made sense of is refused before any of its route is used.
-        let path = paths::normalize(request.uri.path().as_bytes()).unwrap_or_default();
-        match self.service.conf.table.find(host, &String::from_utf8_lossy(&path), &request.method) {
-            Some(found) => (self.service.routes[found.index].clone(), found.captures),
-            None => (self.service.no_route.clone(), Captures::default()),
-        }
-    }
-
     /// Phases 1 to 5.
     async fn respond(&self, pass: &mut Pass<'_>, body: &mut ClientBody, framing: Result<BodyLength>) -> Result<()> {
         let length = framing?;
@@ -120,7 +111,7 @@ impl Proxy {
         }
         let route = pass.session.route_arc().clone();
         let Some(upstream) = &route.upstream else {
-            let text = match Arc::ptr_eq(&route, &self.service.no_route) {
+            let text = match Arc::ptr_eq(&route, &pass.session.service().no_route) {
                 true => "no route matches",
                 false => "no filter has answered, and the route has no upstream",
             };
@@ -214,6 +205,17 @@ impl Proxy {
         header.insert_header(http::header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
         header.set_content_length(text.len())?;
         deliver_whole(pass, header, text, body).await
+    }
+}
+
+fn find_route(service: &Service, client: &Client) -> (Arc<Route>, Captures) {
+    let request = client.req_header();
+    let host = headers::without_port(headers::host(request).unwrap_or(""));
+    // A path that cannot be made sense of is refused before any of its route is used.
+    let path = paths::normalize(request.uri.path().as_bytes()).unwrap_or_default();
+    match service.conf.table.find(host, &String::from_utf8_lossy(&path), &request.method) {
+        Some(found) => (service.routes[found.index].clone(), found.captures),
+        None => (service.no_route.clone(), Captures::default()),
     }
 }
 

@@ -74,7 +74,7 @@ pub enum Address {
 }
 
 /// A group of servers that are interchangeable.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     /// Its name.
     pub name: String,

@@ -186,3 +186,33 @@ fn an_empty_server_name_does_not_turn_verification_off() {
     let text = GOOD.replace(server, &format!("{server}, tls: {{ server_name: \"\" }}"));
     reports(&errors(&text), &["upstreams.app.tls.server_name", "empty", "expected"]);
 }
+
+#[tokio::test]
+async fn sighup_reads_the_file_again_and_a_broken_one_changes_nothing() {
+    let origin = Origin::http(|request| reply(200, request.header("x-config").unwrap_or("none"))).await;
+    let proxy = Proxy::to(&origin).route(json!({ "set_headers": { "X-Config": "first" } })).start().await;
+    let mut client = proxy.connect().await;
+    assert_eq!(client.get("/").await.text(), "first");
+    let connections = origin.connections();
+    let file = proxy.files.dir().join("proxy.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+
+    std::fs::write(&file, text.replace("first", "second")).unwrap();
+    proxy.signal("HUP");
+    proxy.wait_log(&["reload", "is in use"]).await;
+    assert_eq!(client.get("/").await.text(), "second");
+    assert_eq!(origin.connections(), connections, "the upstream has not changed, its connections are kept");
+
+    std::fs::write(&file, text.replace("set_headers", "set_haeders")).unwrap();
+    proxy.signal("HUP");
+    proxy.wait_log(&["set_haeders", "set_headers"]).await;
+    assert_eq!(client.get("/").await.text(), "second");
+
+    let elsewhere = text.replace(&proxy.ports.http.to_string(), "127.0.0.1:1");
+    std::fs::write(&file, elsewhere).unwrap();
+    proxy.signal("HUP");
+    proxy.wait_log(&["listeners", "-u"]).await;
+    assert_eq!(client.get("/").await.text(), "second");
+    assert_eq!(proxy.metric("config_reloads_total", &[("result", "success")]).await, Some(1.0));
+    assert_eq!(proxy.metric("config_reloads_total", &[("result", "failure")]).await, Some(2.0));
+}
