@@ -1,14 +1,14 @@
 //! Millpond beside plain pingora-proxy and nginx, in one run: `cargo bench --bench compare`.
 //!
-//! Each proxy has one worker thread, keep-alive to the origin and no access log. Rounds are interleaved, so that a machine
-//! that is busy for a while is busy for all; cells are the median, and in brackets the smallest and the largest round.
+//! Each proxy has one worker thread, keep-alive to the origin and no access log. Rounds are interleaved, so that a
+//! machine that is busy for a while is busy for all; cells are the median, and in brackets the smallest and the largest round.
 //!
 //! - [`proxies`]: the contestants and how each is started; [`plain_pingora`]: the minimal Pingora proxy
 //! - [`process`]: a server's CPU time and memory, from `/proc`
 //! - [`load`]: small bodies and large ones, by wrk
 //! - [`slow_clients`]: many clients that read slowly
 //! - [`origin`]: what the proxies proxy to
-//! - [`mod@report`]: Markdown
+//! - [`mod@report`] writes Markdown
 
 #![allow(unreachable_pub, reason = "one binary: its modules are not seen from outside")]
 

@@ -20,8 +20,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Start `command`, which is to listen at `addr`, and wait until it does. That somebody accepts connections there is not
-    /// enough: it might be another program, which took the port first, and would be measured in its place.
+    /// Start `command`, which is to listen at `addr`, and wait until it does. That somebody accepts connections there is
+    /// not enough: it might be another program, which took the port first, and would be measured in its place.
     ///
     /// # Errors
     /// The program is not there, ends, or does not listen in time.

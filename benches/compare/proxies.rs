@@ -82,7 +82,8 @@ fn millpond(dir: &Path, listen: SocketAddr, origin: SocketAddr, buffering: &str)
         "server: {{ threads: 1 }}\n\
          temp_path: {dir}\n\
          upstreams: {{ origin: {{ servers: [ \"{origin}\" ] }} }}\n\
-         services: [ {{ name: bench, listen: [ \"{listen}\" ], routes: [ {{ upstream: origin, buffering: {buffering} }} ] }} ]\n",
+         services: [ {{ name: bench, listen: [ \"{listen}\" ],\n\
+         \x20 routes: [ {{ upstream: origin, buffering: {buffering} }} ] }} ]\n",
         dir = dir.display(),
     );
     let path = dir.join("millpond.yaml");
@@ -114,8 +115,8 @@ pub fn nginx_command(dir: &Path, servers: &str) -> Result<Command> {
         "daemon off; worker_processes 1; pid {dir_name}/pid; error_log stderr error;\n\
          events {{ worker_connections 4096; }}\n\
          http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000;\n\
-         client_body_temp_path {dir_name}/body; proxy_temp_path {dir_name}/proxy; fastcgi_temp_path {dir_name}/fastcgi;\n\
-         uwsgi_temp_path {dir_name}/uwsgi; scgi_temp_path {dir_name}/scgi;\n{servers}}}\n"
+         client_body_temp_path {dir_name}/body; proxy_temp_path {dir_name}/proxy;\n\
+         fastcgi_temp_path {dir_name}/fastcgi; uwsgi_temp_path {dir_name}/uwsgi; scgi_temp_path {dir_name}/scgi;\n{servers}}}\n"
     );
     let path = dir.join("nginx.conf");
     fs::write(&path, conf)?;

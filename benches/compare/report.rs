@@ -92,7 +92,8 @@ pub fn machine() -> Result<String> {
     let nginx = version_of("nginx", "-v");
     let pingora = locked_version("pingora-proxy")?;
     Ok(format!(
-        "{model}, {cores} cores, Linux {}, {date}; millpond {}, pingora-proxy {pingora}, {nginx}; one worker thread each.",
+        "{model}, {cores} cores, Linux {}, {date}; millpond {}, pingora-proxy {pingora}, {nginx}; \
+         one worker thread each.",
         kernel.trim(),
         env!("CARGO_PKG_VERSION"),
     ))

@@ -31,8 +31,8 @@ const PIN: &str = "ip link set lo up && \
     for limit in tcp_rmem tcp_wmem; do echo 4096 65536 65536 > /proc/sys/net/ipv4/$limit || exit 1; done && \
     exec \"$0\" \"$@\"";
 
-/// This program, measuring slow clients where the buffers of all sockets are small; `None` where that is not allowed (it
-/// takes root) or `unshare` and `ip` are not installed.
+/// This program, measuring slow clients where the buffers of all sockets are small; `None` where that is not allowed
+/// (it takes root) or `unshare` and `ip` are not installed.
 pub fn pinned(quick: bool) -> Option<Command> {
     let pin = |program: &OsStr| {
         let mut command = Command::new("unshare");
