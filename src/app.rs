@@ -186,6 +186,11 @@ impl Millpond {
         }
     }
 
+    /// The services of a configuration that are not going to run, for [`Walk`](crate::chain::Walk).
+    pub(crate) fn services(&self, conf: &Conf) -> Result<Vec<Arc<Service>>, ConfErrors> {
+        self.build(conf).map(|built| built.services)
+    }
+
     fn service(
         &self,
         conf: &conf::Service,

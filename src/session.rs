@@ -123,6 +123,26 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// A request of its own, without a client.
+    pub(crate) fn without_client(request: RequestHeader, service: Arc<Service>, route: Arc<Route>) -> Session<'static> {
+        Session {
+            limit_rate: route.conf.limit_rate,
+            client: None,
+            own_request: Some(Box::new(request)),
+            service,
+            route,
+            captures: Captures::default(),
+            started: Instant::now(),
+            request_id: OnceCell::new(),
+            extensions: http::Extensions::new(),
+            attempts: Vec::new(),
+            answer: None,
+            held_header: None,
+            outcome: Outcome::default(),
+            buffered: PipeStats::default(),
+        }
+    }
+
     /// The request as the client sent it, with the changes that filters made to it.
     ///
     /// # Panics
