@@ -197,7 +197,7 @@ impl Millpond {
         }
     }
 
-    #[cfg(test)]
+    /// The services of a configuration that are not going to run, for [`Walk`](crate::chain::Walk).
     pub(crate) fn services(&self, conf: &Conf) -> Result<Vec<Arc<Service>>, ConfErrors> {
         self.build(conf, &[]).map(|built| built.services)
     }

@@ -124,11 +124,10 @@ impl<'a> Session<'a> {
     }
 
     /// A session for a request that no client has made.
-    #[cfg(test)]
-    pub(crate) fn without_client(request: RequestHeader, service: Arc<Service>, route: Arc<Route>) -> Self {
+    pub(crate) fn without_client(request: RequestHeader, service: Arc<Service>, route: Arc<Route>) -> Session<'static> {
         route.metrics.begun();
         Session {
-            limit_rate: 0,
+            limit_rate: route.conf.limit_rate,
             client: None,
             own_request: Some(Box::new(request)),
             service,
