@@ -4,15 +4,23 @@ use super::proxy::Process;
 use super::{Client, eventually};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// A running server; killed on drop.
+/// A running server; killed on drop, its workers with it.
 pub struct Server {
     pub addr: SocketAddr,
     pub dir: TempDir,
-    _process: Process,
+    process: Process,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let group = format!("-{}", self.process.child.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+    }
 }
 
 /// Is the program installed? On a build machine it has to be; elsewhere the test says that it is skipped.
@@ -44,7 +52,7 @@ pub async fn apache() -> Server {
         );
         fs::write(dir.join("httpd.conf"), config).unwrap();
         let mut command = Command::new("/usr/sbin/apache2");
-        command.arg("-f").arg(dir.join("httpd.conf")).arg("-DFOREGROUND");
+        command.arg("-f").arg(dir.join("httpd.conf")).arg("-DFOREGROUND").process_group(0);
         command
     })
     .await
@@ -62,7 +70,14 @@ pub async fn nginx() -> Server {
         );
         fs::write(dir.join("nginx.conf"), config).unwrap();
         let mut command = Command::new("/usr/sbin/nginx");
-        command.arg("-p").arg(dir).arg("-c").arg(dir.join("nginx.conf")).arg("-e").arg(dir.join("error.log"));
+        command
+            .arg("-p")
+            .arg(dir)
+            .arg("-c")
+            .arg(dir.join("nginx.conf"))
+            .arg("-e")
+            .arg(dir.join("error.log"))
+            .process_group(0);
         command
     })
     .await
@@ -106,7 +121,7 @@ async fn start(name: &str, prepare: impl Fn(&Path, u16) -> Command) -> Server {
                 (Client::connect(addr).await.get("/").await.status < 500).then_some(())
             })
             .await;
-            return Server { addr, dir, _process: process };
+            return Server { addr, dir, process };
         }
         eprintln!("{name} ended:\n{}", process.log());
     }
