@@ -377,9 +377,11 @@ impl Process {
 
 /// Does this very process listen there? Another test's may, if it took the port first; Pingora would try again and again.
 fn listens(pid: u32, port: u16) -> bool {
-    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
+    // Java listens on IPv6 sockets for IPv4 addresses too.
+    let tables =
+        ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default());
     let fds: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten().collect();
-    table.lines().any(|line| {
+    tables.iter().flat_map(|table| table.lines()).any(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [_, local, _, "0A", .., _] = fields[..] else { return false };
         let socket = format!("socket:[{}]", fields.get(9).unwrap_or(&""));
