@@ -28,7 +28,7 @@ const fn seconds(seconds: u64) -> Time {
 #[serde(default, deny_unknown_fields)]
 pub struct Conf {
     /// Pingora's `ServerConf`, key for key. `grace_period_seconds` defaults to 30: slow clients live that long in a
-    /// shutdown. Default: one thread per service.
+    /// shutdown; `max_blocking_threads` to 8: disk jobs at one time. Default: one thread per service.
     #[schemars(schema_with = "server_schema")]
     pub server: Map<String, Value>,
     /// The pages `/metrics`, `/status`, `/status.json` and `/healthz`. Default: absent, no such listener.
@@ -91,7 +91,7 @@ fn server_key((key, default): (String, Value)) -> (String, Value) {
 
 /// `server:` with nothing in it.
 pub(super) fn server_defaults() -> Map<String, Value> {
-    let conf = ServerConf { grace_period_seconds: Some(30), ..ServerConf::default() };
+    let conf = ServerConf { grace_period_seconds: Some(30), max_blocking_threads: Some(8), ..ServerConf::default() };
     match serde_json::to_value(conf) {
         Ok(Value::Object(defaults)) => defaults,
         _ => Map::new(),

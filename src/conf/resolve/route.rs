@@ -7,7 +7,6 @@ use crate::conf::units::Size;
 use crate::conf::{
     Buffering, Client, HostHeader, HostMatch, Matches, NextUpstream, PathMatch, Route, Timeouts, near, raw,
 };
-use crate::headers;
 use crate::template::Template;
 use http::{HeaderName, Method, header};
 use regex::Regex;
@@ -174,8 +173,8 @@ impl Resolver {
         for (name, text) in raw {
             let path = self.origin(path, &key_path("set_headers", name));
             if let (Some(name), Some(value)) = (self.header(name, &path), self.template(text, captures, &path)) {
-                if name == header::CONTENT_LENGTH || headers::is_hop_by_hop(name.as_str().as_bytes()) {
-                    self.error(&path, name.as_str(), "a header that is not about the connection or its framing");
+                if [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].contains(&name) {
+                    self.error(&path, name.as_str(), "a header that does not frame the body");
                 }
                 headers.push((name, value));
             }
