@@ -13,8 +13,8 @@ use pingora_core::server::Server;
 use pingora_proxy::http_proxy_service_with_name;
 use std::sync::Arc;
 
-/// Small responses and their headers share a write; larger pieces pass by this buffer.
-const WRITE_BUFFER: usize = 1460;
+/// A header shares a write with a small body, or with the first block of a larger one; larger pieces pass by this buffer.
+const WRITE_BUFFER: usize = 18 * 1024;
 /// TLS reads a record in two steps; a buffer makes that one system call.
 const TLS_READ_BUFFER: usize = 16 * 1024;
 /// What an HTTP/2 stream may hold in the connection: it comes on top of the pipe.

@@ -4,6 +4,7 @@
 use crate::pipe::{Limits, PipeStats};
 use crate::session::{Attempt, Session};
 use once_cell::sync::Lazy;
+use parking_lot::RwLock;
 use prometheus::{
     Counter, CounterVec, Encoder, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     TextEncoder, register_counter_vec, register_histogram_vec, register_int_counter_vec, register_int_gauge,
@@ -149,8 +150,27 @@ static METRICS: Lazy<Metrics> = Lazy::new(|| Metrics {
     build_info: metric!(register_int_gauge_vec, "build_info", "The version that runs.", &["version"]),
 });
 
+/// Counters by a small set of keys that are met again and again: finding one by its labels costs more.
+struct Counters<K>(RwLock<Vec<(K, IntCounter)>>);
+
+impl<K: PartialEq> Counters<K> {
+    fn new() -> Self {
+        Counters(RwLock::new(Vec::new()))
+    }
+
+    fn inc(&self, key: K, find: impl FnOnce() -> IntCounter) {
+        if let Some((_, counter)) = self.0.read().iter().find(|(known, _)| *known == key) {
+            return counter.inc();
+        }
+        let counter = find();
+        counter.inc();
+        self.0.write().push((key, counter));
+    }
+}
+
 /// The handles of one route.
 pub(crate) struct RouteMetrics {
+    requests: Counters<(&'static str, u16)>,
     duration: Histogram,
     in_flight: IntGauge,
     spills: IntCounter,
@@ -163,6 +183,7 @@ pub(crate) struct RouteMetrics {
 impl RouteMetrics {
     pub(crate) fn new(service: &str, route: &str) -> Self {
         RouteMetrics {
+            requests: Counters::new(),
             duration: METRICS.request_duration_seconds.with_label_values(&[service, route]),
             in_flight: METRICS.requests_in_flight.with_label_values(&[service]),
             spills: METRICS.pipe_spills_total.with_label_values(&[route]),
@@ -189,6 +210,7 @@ impl RouteMetrics {
 /// The handles of one upstream.
 pub(crate) struct UpstreamMetrics {
     name: String,
+    attempts: Counters<(Option<usize>, &'static str)>,
     connect: Histogram,
     header: Histogram,
     response: Histogram,
@@ -202,6 +224,7 @@ impl UpstreamMetrics {
     pub(crate) fn new<'a>(name: &str, peers: impl Iterator<Item = &'a Arc<str>>) -> Self {
         let peers: Vec<_> = peers.cloned().collect();
         UpstreamMetrics {
+            attempts: Counters::new(),
             connect: METRICS.upstream_connect_seconds.with_label_values(&[name]),
             header: METRICS.upstream_header_seconds.with_label_values(&[name]),
             response: METRICS.upstream_response_seconds.with_label_values(&[name]),
@@ -238,8 +261,10 @@ impl UpstreamMetrics {
     fn attempt(&self, attempt: &Attempt) {
         let outcome = attempt.outcome.unwrap_or("aborted");
         // A peer that a filter named may come from a request.
-        let peer = if self.peers.contains(&attempt.address) { &attempt.address } else { "other" };
-        METRICS.upstream_attempts_total.with_label_values(&[&self.name, peer, outcome]).inc();
+        let peer = self.peers.iter().position(|peer| *peer == attempt.address);
+        let label = peer.map_or("other", |peer| &*self.peers[peer]);
+        self.attempts
+            .inc((peer, outcome), || METRICS.upstream_attempts_total.with_label_values(&[&self.name, label, outcome]));
         if let Some(took) = attempt.header_time {
             self.header.observe(took.as_secs_f64());
         }
@@ -274,15 +299,17 @@ pub(crate) fn count(session: &Session<'_>) {
     let (route, outcome) = (session.route(), &session.outcome);
     let status = http::StatusCode::from_u16(outcome.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let method = known_method(session.request().method.as_str());
-    METRICS.requests_total.with_label_values(&[session.service().name(), route.name(), method, status.as_str()]).inc();
+    let labels = [session.service().name(), route.name(), method, status.as_str()];
     let metrics = &route.metrics;
+    metrics.requests.inc((method, outcome.status), || METRICS.requests_total.with_label_values(&labels));
     metrics.in_flight.dec();
-    metrics.duration.observe(session.started().elapsed().as_secs_f64());
+    let now = Instant::now();
+    metrics.duration.observe(now.saturating_duration_since(session.started()).as_secs_f64());
     if outcome.status == 499 {
         metrics.aborts.inc();
     }
     if let Some(free_at) = outcome.upstream_free_at {
-        metrics.freed_early.observe(Instant::now().saturating_duration_since(free_at).as_secs_f64());
+        metrics.freed_early.observe(now.saturating_duration_since(free_at).as_secs_f64());
     }
     if let Some(upstream) = route.upstream() {
         session.attempts().iter().for_each(|attempt| upstream.metrics.attempt(attempt));
@@ -290,11 +317,9 @@ pub(crate) fn count(session: &Session<'_>) {
 }
 
 /// The method as a label: a client may invent any.
-fn known_method(method: &str) -> &str {
-    match method {
-        "GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH" | "TRACE" | "CONNECT" => method,
-        _ => "OTHER",
-    }
+fn known_method(method: &str) -> &'static str {
+    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
+    KNOWN.into_iter().find(|known| *known == method).unwrap_or("OTHER")
 }
 
 /// The page of `/metrics`.

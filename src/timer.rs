@@ -30,9 +30,14 @@ impl Timer {
     }
 
     /// Called while the operation waits: an error of `kind` when the limit is reached; `doing` says what waited.
-    pub(crate) fn poll_limit<T>(&mut self, cx: &mut Context<'_>, kind: ErrorKind, doing: &str) -> Poll<Result<T>> {
+    pub(crate) fn poll_limit<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        kind: ErrorKind,
+        doing: impl FnOnce() -> String,
+    ) -> Poll<Result<T>> {
         match self.poll_expired(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(Error::new(kind, format!("{doing}: nothing for {:?}", self.limit)))),
+            Poll::Ready(()) => Poll::Ready(Err(Error::new(kind, format!("{}: nothing for {:?}", doing(), self.limit)))),
             Poll::Pending => Poll::Pending,
         }
     }

@@ -104,7 +104,9 @@ impl ClientBody {
         let read = pin!(client.downstream_session.read_body_or_idle(false)).poll(cx);
         let chunk = match read {
             Poll::Ready(chunk) => chunk.map_err(body_error)?,
-            Poll::Pending => return self.timer.poll_limit(cx, ErrorKind::ClientTimeout, "reading the request body"),
+            Poll::Pending => {
+                return self.timer.poll_limit(cx, ErrorKind::ClientTimeout, || "reading the request body".to_owned());
+            }
         };
         self.timer.restart();
         self.done = chunk.is_none() || client.is_body_done();

@@ -87,7 +87,7 @@ impl Tunnel {
                 }
             }
             if !moved {
-                return self.timer.poll_limit(cx, ErrorKind::ReadTimeout, "the tunnel");
+                return self.timer.poll_limit(cx, ErrorKind::ReadTimeout, || "the tunnel".to_owned());
             }
             self.timer.restart();
         }

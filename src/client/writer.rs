@@ -173,7 +173,9 @@ impl ClientWriter {
                 }
                 Poll::Ready(flushed)
             }
-            Poll::Pending => self.timer.poll_limit(cx, ErrorKind::ClientSendTimeout, "sending to the client"),
+            Poll::Pending => {
+                self.timer.poll_limit(cx, ErrorKind::ClientSendTimeout, || "sending to the client".to_owned())
+            }
         }
     }
 

@@ -113,8 +113,8 @@ impl Http2Wire {
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(self.error(ErrorKind::Send, error))),
                     Poll::Ready(None) => return Poll::Ready(Err(self.error(ErrorKind::Send, "the stream is closed"))),
                     Poll::Pending => {
-                        let doing = format!("sending the request to {}", self.peer);
-                        return self.send_timer.poll_limit(cx, ErrorKind::SendTimeout, &doing);
+                        let doing = || format!("sending the request to {}", self.peer);
+                        return self.send_timer.poll_limit(cx, ErrorKind::SendTimeout, doing);
                     }
                 }
             }
@@ -165,7 +165,7 @@ impl Http2Wire {
         if self.request.is_some() && self.send_error.is_none() {
             return Poll::Pending;
         }
-        self.read_timer.poll_limit(cx, ErrorKind::ReadTimeout, &format!("{doing} {}", self.peer))
+        self.read_timer.poll_limit(cx, ErrorKind::ReadTimeout, || format!("{doing} {}", self.peer))
     }
 
     fn error(&self, kind: ErrorKind, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {

@@ -2,7 +2,7 @@
 
 use super::request_body::RequestBody;
 use super::send_request::ByteStream;
-use super::wire::{Step, Wire};
+use super::wire::{Early, Step, Wire};
 use super::{Response, finish};
 use crate::bufs::Bufs;
 use crate::conf;
@@ -50,20 +50,10 @@ impl ResponseBody {
     ) -> Response {
         chosen.report(false);
         let status = header.status.as_u16();
-        let early = wire.take_early();
-        if let Ok(early) = &early
-            && early.done
-        {
-            let body = Bufs::from_chunk(early.body.clone().freeze(), true);
-            let upstream = UpstreamReport {
-                free_at: Instant::now(),
-                bytes_received: body.len() as u64,
-                outcome: finish::status_class(status),
-            };
-            let trailers = wire.trailers();
-            wire.release();
-            return Response::Message(header, ResponseBody::Whole { body, trailers, upstream });
-        }
+        let early = match wire.take_early() {
+            Ok(Early { body, done: true }) => return Self::whole(header, wire, body),
+            early => early,
+        };
         let (writer, reader) = pipe(&pipe_conf(&route.conf, &header), limits);
         let mut fill = Fill {
             route: route.clone(),
@@ -78,6 +68,19 @@ impl ResponseBody {
         let length = header.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         fill.begin(early.map(|early| early.body), length);
         Response::Message(header, ResponseBody::Piped { reader, fill: Box::new(fill) })
+    }
+
+    /// It came with its header: the short way.
+    fn whole(header: ResponseHeader, mut wire: Box<dyn Wire>, body: BytesMut) -> Response {
+        let body = Bufs::from_chunk(body.freeze(), true);
+        let upstream = UpstreamReport {
+            free_at: Instant::now(),
+            bytes_received: body.len() as u64,
+            outcome: finish::status_class(header.status.as_u16()),
+        };
+        let trailers = wire.trailers();
+        wire.release();
+        Response::Message(header, ResponseBody::Whole { body, trailers, upstream })
     }
 }
 
@@ -221,8 +224,8 @@ impl ByteStream {
                 if !self.upstreams_turn() {
                     return Poll::Pending;
                 }
-                let doing = format!("reading the body from {}", self.peer);
-                self.read_timer.poll_limit(cx, ErrorKind::ReadTimeout, &doing)
+                let doing = || format!("reading the body from {}", self.peer);
+                self.read_timer.poll_limit(cx, ErrorKind::ReadTimeout, doing)
             }
         }
     }

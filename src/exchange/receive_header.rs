@@ -164,8 +164,8 @@ impl ByteStream {
             // As long as the request is being sent it is not the upstream that is waited for.
             Poll::Pending if !self.upstreams_turn() => Poll::Pending,
             Poll::Pending => {
-                let doing = format!("waiting for the response header of {}", self.peer);
-                self.read_timer.poll_limit(cx, ErrorKind::ReadTimeout, &doing)
+                let doing = || format!("waiting for the response header of {}", self.peer);
+                self.read_timer.poll_limit(cx, ErrorKind::ReadTimeout, doing)
             }
         }
     }

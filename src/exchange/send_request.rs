@@ -170,8 +170,8 @@ impl ByteStream {
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.send_error(error))),
                 Poll::Pending => {
-                    let doing = format!("sending the request to {}", self.peer);
-                    return self.send_timer.poll_limit(cx, ErrorKind::SendTimeout, &doing);
+                    let doing = || format!("sending the request to {}", self.peer);
+                    return self.send_timer.poll_limit(cx, ErrorKind::SendTimeout, doing);
                 }
             }
         }

@@ -69,6 +69,10 @@ fn keep_upgrade(
 }
 
 fn set_host(session: &Session<'_>, upstream: &Upstream, peer: &Peer, request: &mut RequestHeader) -> Result<()> {
+    let preserve = session.route().conf().host == HostHeader::Preserve;
+    if preserve && request.uri.authority().is_none() && request.headers.contains_key(HOST) {
+        return Ok(());
+    }
     let host = match &session.route().conf().host {
         HostHeader::Preserve => match session.host() {
             Some(host) => host.to_owned(),

@@ -45,7 +45,8 @@ impl Pool {
                 self.gauge.set(idle.len() as i64);
                 taken
             };
-            if taken.since.elapsed() < self.timeout && is_open(&mut taken.stream) {
+            // Those that are too old are swept out.
+            if is_open(&mut taken.stream) {
                 return Some(taken.stream);
             }
         }

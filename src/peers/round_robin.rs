@@ -47,16 +47,15 @@ impl RoundRobin {
 
     /// The next peer among those for which `free` holds: a primary one, or else a backup.
     pub(super) fn choose(&mut self, free: impl Fn(usize) -> bool) -> Option<usize> {
-        let now = Instant::now();
-        self.choose_among(false, &free, now).or_else(|| self.choose_among(true, &free, now))
+        self.choose_among(false, &free).or_else(|| self.choose_among(true, &free))
     }
 
-    fn choose_among(&mut self, backup: bool, free: &impl Fn(usize) -> bool, now: Instant) -> Option<usize> {
+    fn choose_among(&mut self, backup: bool, free: &impl Fn(usize) -> bool) -> Option<usize> {
         let mut total = 0;
         let mut best: Option<usize> = None;
         for index in 0..self.peers.len() {
             let peer = &mut self.peers[index];
-            if peer.backup != backup || peer.down || peer.rests(now) || !free(index) {
+            if peer.backup != backup || peer.down || peer.rests() || !free(index) {
                 continue;
             }
             peer.current_weight += peer.effective_weight;
@@ -70,8 +69,8 @@ impl RoundRobin {
         }
         let peer = &mut self.peers[best?];
         peer.current_weight -= total;
-        if peer.checked.is_some_and(|checked| now.duration_since(checked) > peer.fail_timeout) {
-            peer.checked = Some(now);
+        if peer.checked.is_some_and(|checked| checked.elapsed() > peer.fail_timeout) {
+            peer.checked = Some(Instant::now());
         }
         best
     }
@@ -79,8 +78,8 @@ impl RoundRobin {
     /// What an attempt at peer `index` came to.
     pub(super) fn report(&mut self, index: usize, failed: bool) {
         let peer = &mut self.peers[index];
-        let now = Instant::now();
         if failed {
+            let now = Instant::now();
             peer.fails += 1;
             peer.accessed = Some(now);
             peer.checked = Some(now);
@@ -96,15 +95,15 @@ impl RoundRobin {
     /// May peer `index` be chosen, as far as its failures go?
     pub(super) fn is_up(&self, index: usize) -> bool {
         let peer = &self.peers[index];
-        !peer.down && !peer.rests(Instant::now())
+        !peer.down && !peer.rests()
     }
 }
 
 impl Standing {
-    fn rests(&self, now: Instant) -> bool {
+    fn rests(&self) -> bool {
         self.max_fails > 0
             && self.fails >= self.max_fails
-            && self.checked.is_some_and(|checked| now.duration_since(checked) <= self.fail_timeout)
+            && self.checked.is_some_and(|checked| checked.elapsed() <= self.fail_timeout)
     }
 }
 
