@@ -20,13 +20,12 @@ use crate::session::{Session, response_header};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::FutureExt;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_http::ResponseHeader;
 use pingora_proxy::{FailToProxy, ProxyHttp, Session as Client};
 use std::future::{Future, poll_fn};
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -82,8 +81,7 @@ impl Proxy {
         let session = Session::new(client, service, route.clone(), captures, started);
         let mut pass = Pass::new(session, &route.chain);
         let mut body = ClientBody::new(&route.conf, has_body(&framing));
-        let served = AssertUnwindSafe(self.respond(&mut pass, &mut body, framing)).catch_unwind().await;
-        let served = served.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "a panic in the engine")));
+        let served = guarded(pin!(self.respond(&mut pass, &mut body, framing))).await;
         let ended = match served {
             Err(error) => self.fail(&mut pass, &mut body, error).await,
             Ok(()) => Ok(()),
@@ -217,6 +215,15 @@ fn find_route(service: &Service, client: &Client) -> (Arc<Route>, Captures) {
         Some(found) => (service.routes[found.index].clone(), found.captures),
         None => (service.no_route.clone(), Captures::default()),
     }
+}
+
+/// A panic becomes an error. The future stays where it is: it is large, and moving it costs more than running it.
+async fn guarded(mut serving: Pin<&mut impl Future<Output = Result<()>>>) -> Result<()> {
+    poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx)));
+        polled.unwrap_or_else(|_| Poll::Ready(Err(Error::new(ErrorKind::Internal, "a panic in the engine"))))
+    })
+    .await
 }
 
 /// What the client's connection needs before anything is read from it or written to it.
