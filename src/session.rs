@@ -105,35 +105,30 @@ impl<'a> Session<'a> {
         captures: Captures,
         started: Instant,
     ) -> Self {
-        Session {
-            limit_rate: route.conf.limit_rate,
-            client: Some(client),
-            own_request: None,
-            service,
-            route,
-            captures,
-            started,
-            request_id: OnceCell::new(),
-            extensions: http::Extensions::new(),
-            attempts: Vec::new(),
-            answer: None,
-            held_header: None,
-            outcome: Outcome::default(),
-            buffered: PipeStats::default(),
-        }
+        let mut session = Self::unmade(service, route, started);
+        session.client = Some(client);
+        session.captures = captures;
+        session
     }
 
     /// A session for a request that no client has made.
     pub(crate) fn without_client(request: RequestHeader, service: Arc<Service>, route: Arc<Route>) -> Session<'static> {
         route.metrics.begun();
+        let mut session = Session::unmade(service, route, Instant::now());
+        session.own_request = Some(Box::new(request));
+        session
+    }
+
+    /// A session that still lacks its request.
+    fn unmade(service: Arc<Service>, route: Arc<Route>, started: Instant) -> Self {
         Session {
             limit_rate: route.conf.limit_rate,
             client: None,
-            own_request: Some(Box::new(request)),
+            own_request: None,
             service,
             route,
             captures: Captures::default(),
-            started: Instant::now(),
+            started,
             request_id: OnceCell::new(),
             extensions: http::Extensions::new(),
             attempts: Vec::new(),
