@@ -10,7 +10,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 
 /// [`UpstreamPhases`] without its type, for a chain of unlike filters.
 pub(super) trait ErasedPhases: Send + Sync {
-    /// Which hooks this filter uses, in the order of [`HOOK_NAMES`].
+    /// Which hooks this filter uses, in the order of [`HOOK_NAMES`](super::HOOK_NAMES).
     fn hooks(&self) -> [bool; HOOKS];
     fn new_ctx(&self) -> Box<Context>;
     fn request_filter<'a>(&'a self, s: &'a mut Session<'_>, c: &'a mut Context) -> HookFuture<'a, Result<Flow>>;
