@@ -82,6 +82,21 @@ async fn a_held_header_of_a_message_without_a_body_goes_out_with_its_end() {
 }
 
 #[tokio::test]
+async fn the_end_of_a_message_without_a_body_is_seen_once() {
+    let origin = Origin::http(|request| match request.method.as_str() {
+        "HEAD" => "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n".into(),
+        _ => "HTTP/1.1 204 No Content\r\n\r\n".into(),
+    })
+    .await;
+    let proxy = chain(&origin, json!([{ "trace": { "name": "a" } }])).start().await;
+    let mut client = proxy.connect().await;
+    for method in ["HEAD", "DELETE"] {
+        assert_eq!(client.request(method, "/", "").await.broken, None);
+    }
+    logged(&proxy, 2, "a:upstream_response a:response a:body a:logging").await;
+}
+
+#[tokio::test]
 async fn two_filters_may_hold_the_header_one_after_the_other() {
     let origin = saying("hello").await;
     let proxy = chain(&origin, json!([{ "hoard": { "header": true } }, { "measure": {} }])).start().await;
