@@ -6,13 +6,16 @@
 use crate::conf::{self, Address};
 use crate::listen;
 use crate::metrics;
+use crate::peers::State;
 use crate::reload::{Refused, Running};
 use async_trait::async_trait;
 use http::{Response, StatusCode};
+use percent_encoding::percent_decode_str;
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::Server;
 use pingora_core::services::listening::Service as Listening;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -48,6 +51,24 @@ enum Page {
     Status,
     StatusJson,
     Reload,
+    /// What the operator wants of an upstream's peers: of one, or of all of them.
+    Peers {
+        upstream: String,
+        /// Its address, or its name in the file.
+        peer: Option<String>,
+    },
+}
+
+/// The body of a change to [`Page::Peers`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    state: State,
+}
+
+/// `None`: not UTF-8.
+fn decoded(text: &str) -> Option<String> {
+    Some(percent_decode_str(text).decode_utf8().ok()?.into_owned())
 }
 
 impl Page {
@@ -58,20 +79,32 @@ impl Page {
             "/status" => Page::Status,
             "/status.json" => Page::StatusJson,
             "/reload" => Page::Reload,
-            _ => return None,
+            _ => return Self::find_peers(path),
         })
+    }
+
+    /// `/upstreams/NAME` and `/upstreams/NAME/peers/ADDR`. A Unix socket's address has slashes, encoded or not.
+    fn find_peers(path: &str) -> Option<Self> {
+        let path = path.strip_prefix("/upstreams/")?;
+        let (upstream, peer) = match path.split_once("/peers/") {
+            Some((upstream, peer)) => (upstream, Some(decoded(peer)?)),
+            None => (path, None),
+        };
+        let named = !upstream.is_empty() && !upstream.contains('/') && peer.as_deref() != Some("");
+        Some(Page::Peers { upstream: decoded(upstream)?, peer }).filter(|_| named)
     }
 
     /// The methods it has, as `Allow` names them.
     fn allow(&self) -> &'static str {
         match self {
-            Page::Reload => "POST",
+            Page::Reload | Page::Peers { .. } => "POST",
             Page::Health | Page::Metrics | Page::Status | Page::StatusJson => "GET, HEAD",
         }
     }
 }
 
-const PAGES: &str = "/metrics /status /status.json /healthz, and POST /reload";
+const PAGES: &str =
+    "/metrics /status /status.json /healthz, and POST /reload /upstreams/NAME /upstreams/NAME/peers/ADDRESS";
 
 #[async_trait]
 impl ServeHttp for Admin {
@@ -107,6 +140,11 @@ impl Admin {
                 read_body(session).await?;
                 self.reload().await
             }
+            Page::Peers { upstream, peer } => {
+                self.may_change(session)?;
+                let wanted = read_body(session).await?;
+                self.set_state(&upstream, peer.as_deref(), &wanted)
+            }
         }
     }
 
@@ -134,6 +172,30 @@ impl Admin {
             Err(error) => Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("reading the file: {error}"))),
         }
     }
+}
+
+impl Admin {
+    fn set_state(&self, name: &str, peer: Option<&str>, wanted: &[u8]) -> Result<Response<Vec<u8>>, Refusal> {
+        let wanted: Wanted = serde_json::from_slice(wanted).map_err(|error| {
+            let expected = r#"expected {"state": "up"}, {"state": "drain"} or {"state": "down"}"#;
+            refuse(StatusCode::BAD_REQUEST, format!("{expected}: {error}"))
+        })?;
+        let upstreams = self.running.upstreams();
+        let Some(upstream) = upstreams.iter().find(|upstream| upstream.name() == name) else {
+            let known: Vec<_> = upstreams.iter().map(|upstream| upstream.name()).collect();
+            return Err(not_found(format!("no upstream {name}"), &known.join(", ")));
+        };
+        if upstream.set_state(peer, wanted.state) > 0 {
+            return Ok(json(&upstream.status()));
+        }
+        let (group, peer) = (upstream.group(), peer.unwrap_or("at all"));
+        let known: Vec<_> = group.members().iter().map(|member| &**member.peer.address_text()).collect();
+        Err(not_found(format!("upstream {name} has no peer {peer}"), &known.join(", ")))
+    }
+}
+
+fn not_found(what: String, known: &str) -> Refusal {
+    refuse(StatusCode::NOT_FOUND, format!("{what}; there are: {known}"))
 }
 
 /// Why a request is not done.
@@ -226,5 +288,33 @@ impl Admin {
 
     fn status_text(&self) -> String {
         serde_json::to_string_pretty(&self.status()).unwrap_or_default() + "\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Page;
+
+    fn peers(path: &str) -> Option<(String, Option<String>)> {
+        match Page::find(path) {
+            Some(Page::Peers { upstream, peer }) => Some((upstream, peer)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_peer_is_all_that_follows_encoded_or_not() {
+        let found = |upstream: &str, peer: Option<&str>| Some((upstream.to_owned(), peer.map(str::to_owned)));
+        assert_eq!(peers("/upstreams/app"), found("app", None));
+        assert_eq!(peers("/upstreams/a%20b"), found("a b", None));
+        assert_eq!(peers("/upstreams/app/peers/127.0.0.1:80"), found("app", Some("127.0.0.1:80")));
+        assert_eq!(peers("/upstreams/app/peers/%5B::1%5D:80"), found("app", Some("[::1]:80")));
+        for socket in ["unix:/run/app.sock", "unix%3A%2Frun%2Fapp.sock"] {
+            assert_eq!(peers(&format!("/upstreams/app/peers/{socket}")), found("app", Some("unix:/run/app.sock")));
+        }
+        for other in ["/upstreams/", "/upstreams/a/b", "/upstreams//peers/x", "/upstreams/app/peers/", "/upstreams/%ff"]
+        {
+            assert_eq!(peers(other), None, "{other}");
+        }
     }
 }

@@ -55,6 +55,7 @@ pub(crate) enum Refused {
 
 impl Running {
     pub(crate) fn new(conf: &Conf, built: Built, file: Option<(Millpond, PathBuf)>) -> Self {
+        built.upstreams.iter().for_each(|upstream| upstream.begin());
         let (memory, files) = (memory_max(conf), conf.temp_files_max);
         Running {
             services: built.services.into_iter().map(|service| Arc::new(ArcSwap::new(service))).collect(),
@@ -144,7 +145,8 @@ impl Running {
                 certificates.replace(chosen);
             }
         }
-        *self.upstreams.lock() = built.upstreams;
+        let before = std::mem::replace(&mut *self.upstreams.lock(), built.upstreams.clone());
+        hand_over(&before, &built.upstreams);
     }
 
     /// What differs in the services and listeners, one thing a line.
@@ -171,6 +173,16 @@ impl Running {
             (old, new) => (old.as_ref() != new).then(|| "admin.listen".to_owned()),
         };
         server.chain(admin).collect()
+    }
+}
+
+/// Groups that are new begin, those that have been replaced let go.
+fn hand_over(before: &[Arc<Upstream>], now: &[Arc<Upstream>]) {
+    let among =
+        |upstream: &Arc<Upstream>, others: &[Arc<Upstream>]| others.iter().any(|other| Arc::ptr_eq(other, upstream));
+    now.iter().filter(|upstream| !among(upstream, before)).for_each(|upstream| upstream.begin());
+    for gone in before.iter().filter(|upstream| !among(upstream, now)) {
+        gone.retire(now.iter().find(|upstream| upstream.name() == gone.name()).map(|upstream| &**upstream));
     }
 }
 

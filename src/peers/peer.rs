@@ -20,6 +20,7 @@ pub struct Peer(Arc<Inner>);
 
 struct Inner {
     address: SocketAddr,
+    address_text: Arc<str>,
     name: Arc<str>,
     tls: bool,
     server_name: String,
@@ -39,17 +40,31 @@ impl Peer {
     pub fn address(&self) -> &SocketAddr {
         &self.0.address
     }
+
+    /// The same as text: `IP:port` or `unix:/path`. It differs from the [`name`](Self::name) where that is looked up.
+    pub fn address_text(&self) -> &Arc<str> {
+        &self.0.address_text
+    }
+
+    /// The same place under the same name?
+    pub(super) fn is_same(&self, other: &Peer) -> bool {
+        self.0.name == other.0.name && self.0.address_text == other.0.address_text
+    }
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.name)
+        f.write_str(&self.0.name)?;
+        match self.0.name == self.0.address_text {
+            true => Ok(()),
+            false => write!(f, " ({})", self.0.address_text),
+        }
     }
 }
 
 impl fmt::Debug for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Peer({})", self.0.name)
+        write!(f, "Peer({self})")
     }
 }
 
@@ -137,6 +152,7 @@ impl Connectors {
 
     /// The peer at `address`, reached with this upstream's settings.
     pub(super) fn peer(&self, address: &conf::Address, name: &str) -> Peer {
+        let address_text: Arc<str> = address.to_string().into();
         let address = match address {
             conf::Address::Inet(address) => SocketAddr::Inet(*address),
             conf::Address::Unix(path) => {
@@ -149,7 +165,8 @@ impl Connectors {
         Peer(Arc::new(Inner {
             reuse_hash: hasher.finish(),
             address,
-            name: name.into(),
+            name: if *name == *address_text { address_text.clone() } else { name.into() },
+            address_text,
             tls: self.tls,
             server_name: self.server_name.clone(),
             client_cert: self.client_cert.clone(),

@@ -228,19 +228,20 @@ fn servers_have_nginx_defaults() {
         "backup": true, "down": true });
     let upstream = with_upstream(json!({ "servers": ["127.0.0.1:80", full, "unix:/run/a.sock"] })).unwrap();
     let server = Server {
-        address: Address::Inet("127.0.0.1:80".parse().unwrap()),
+        addresses: vec![Address::Inet("127.0.0.1:80".parse().unwrap())],
         name: "127.0.0.1:80".into(),
         weight: 1,
         max_fails: 1,
         fail_timeout: Duration::from_secs(10),
         max_conns: 0,
+        slow_start: Duration::ZERO,
         backup: false,
         down: false,
     };
     assert_eq!(upstream.servers[0], server);
-    assert_eq!(upstream.servers[1].address.to_string(), "[::1]:81");
+    assert_eq!(upstream.servers[1].addresses[0].to_string(), "[::1]:81");
     assert_eq!((upstream.servers[1].weight, upstream.servers[1].backup, upstream.servers[1].down), (5, true, true));
-    assert_eq!(upstream.servers[2].address, Address::Unix("/run/a.sock".into()));
+    assert_eq!(upstream.servers[2].addresses, [Address::Unix("/run/a.sock".into())]);
     assert_eq!(upstream.http_version, HttpVersion::Http1);
 }
 
@@ -259,7 +260,20 @@ fn what_makes_no_sense_in_an_upstream_is_an_error() {
         (json!({ "servers": [{ "address": "127.0.0.1:1", "weight": -1 }] }), "servers[0].weight"),
         (json!({ "servers": [{ "address": "127.0.0.1:1", "fail_timeout": 0 }] }), "servers[0].fail_timeout"),
         (with("http_version", json!(3)), "http_version"),
-        (with("balance", json!("least_conn")), "balance"),
+        (with("balance", json!("fair")), "balance"),
+        (with("balance", json!("hash")), "hash_key"),
+        (with("hash_key", json!("$uri")), "hash_key"),
+        (json!({ "servers": ["127.0.0.1:1"], "balance": "hash", "hash_key": "$nothing" }), "hash_key"),
+        (
+            json!({ "servers": [{ "address": "127.0.0.1:1", "slow_start": "1s" }], "balance": "ip_hash" }),
+            "servers[0].slow_start",
+        ),
+        (
+            json!({ "servers": [{ "address": "127.0.0.1:1", "weight": 10001 }], "balance": "hash", "hash_key": "$uri" }),
+            "servers",
+        ),
+        (with("keepalive", json!({ "requests": 0 })), "keepalive.requests"),
+        (with("keepalive", json!({ "time": 0 })), "keepalive.time"),
         (with("protocol", json!("memcached")), "protocol"),
         (with("keepalive", json!({ "timeout": 0 })), "keepalive.timeout"),
         (with("http2", json!({ "streams": 0 })), "http2.streams"),
