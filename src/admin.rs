@@ -18,7 +18,7 @@ use pingora_core::services::listening::Service as Listening;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -150,14 +150,9 @@ impl Admin {
 
     /// Is this somebody who may change something?
     fn may_change(&self, session: &ServerSession) -> Result<(), Refusal> {
-        if session.req_header().headers.contains_key(http::header::ORIGIN) {
-            return Err(refuse(StatusCode::FORBIDDEN, "not for pages in a browser"));
-        }
-        let loopback = session.client_addr().and_then(|client| client.as_inet()).is_some_and(is_loopback);
-        match loopback || self.on_socket || self.running.allows_changes() {
-            true => Ok(()),
-            false => Err(refuse(StatusCode::FORBIDDEN, "only from this machine, unless admin.allow_changes is true")),
-        }
+        let from_page = session.req_header().headers.contains_key(http::header::ORIGIN);
+        let client = session.client_addr().and_then(|client| client.as_inet()).map(|client| client.ip());
+        may_change(from_page, client, self.on_socket || self.running.allows_changes())
     }
 
     async fn reload(&self) -> Result<Response<Vec<u8>>, Refusal> {
@@ -220,8 +215,16 @@ impl Refusal {
     }
 }
 
-fn is_loopback(client: &SocketAddr) -> bool {
-    client.ip().to_canonical().is_loopback()
+/// `client`: its address, if it has one; `allowed`: wherever it is.
+fn may_change(from_page: bool, client: Option<IpAddr>, allowed: bool) -> Result<(), Refusal> {
+    let loopback = client.is_some_and(|client| client.to_canonical().is_loopback());
+    match (from_page, allowed || loopback) {
+        (true, _) => Err(refuse(StatusCode::FORBIDDEN, "not for pages in a browser")),
+        (false, false) => {
+            Err(refuse(StatusCode::FORBIDDEN, "only from this machine, unless admin.allow_changes is true"))
+        }
+        (false, true) => Ok(()),
+    }
 }
 
 /// The whole body of a request.
@@ -293,7 +296,21 @@ impl Admin {
 
 #[cfg(test)]
 mod tests {
-    use super::Page;
+    use super::{Page, may_change};
+    use std::net::IpAddr;
+
+    #[test]
+    fn changes_are_for_clients_on_this_machine_and_never_for_pages() {
+        let client = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        for here in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"] {
+            assert!(may_change(false, client(here), false).is_ok(), "{here}");
+            assert!(may_change(true, client(here), true).is_err(), "{here}");
+        }
+        for elsewhere in [client("10.0.0.1"), client("2001:db8::1"), client("::ffff:10.0.0.1"), None] {
+            assert!(may_change(false, elsewhere, false).is_err(), "{elsewhere:?}");
+            assert!(may_change(false, elsewhere, true).is_ok(), "{elsewhere:?}");
+        }
+    }
 
     fn peers(path: &str) -> Option<(String, Option<String>)> {
         match Page::find(path) {

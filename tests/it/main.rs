@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "`pub` marks what the tests use of the support")]
 
 mod aborts;
+mod admin;
 mod buffering;
 mod chain;
 mod config;
@@ -11,6 +12,7 @@ mod examples;
 mod filters;
 mod framing;
 mod observability;
+mod reload;
 mod requests;
 mod retries;
 mod routes;
@@ -19,4 +21,5 @@ mod smuggling;
 mod support;
 mod timeouts;
 mod tls_h2;
+mod upgrade;
 mod websocket;
