@@ -346,6 +346,7 @@ fn read_certificates(conf: &Conf, errors: &mut Vec<ConfError>) -> BTreeMap<conf:
 fn start(conf: &Conf, running: Arc<Running>, options: Opt) -> Result<(Server, Signals), String> {
     access_log::use_log(conf.access_log.as_ref().map(Log::open).transpose()?);
     make_temp_path(&conf.temp_path);
+    let upgrade = options.upgrade;
     let mut server = Server::new_with_opt_and_conf(options, conf.server_conf());
     for service in &running.services {
         listen::add_services(&mut server, service, &running)?;
@@ -356,6 +357,9 @@ fn start(conf: &Conf, running: Arc<Running>, options: Opt) -> Result<(Server, Si
     let signals = Signals { sockets: Sockets::default(), upgrade_sock: server.configuration.upgrade_sock.clone() };
     log::info!("millpond {} starts with {} services", env!("CARGO_PKG_VERSION"), running.services.len());
     server.add_service(Supervisor { running, sockets: signals.sockets.clone() });
+    if upgrade {
+        log::info!("upgrade: waiting for the listeners at {}, send SIGQUIT to the old process", signals.upgrade_sock);
+    }
     server.bootstrap();
     Ok((server, signals))
 }
@@ -385,7 +389,9 @@ fn keep_memory_small() {
 
 /// The process's log goes to standard error; `RUST_LOG` chooses what is in it.
 fn start_logging() {
-    let filter = env_logger::Env::default().default_filter_or("info,pingora_core=warn,pingora_proxy=warn");
+    // Pingora calls it an error that the listeners of an old process are not there yet.
+    const FILTER: &str = "info,pingora_core=warn,pingora_core::server::transfer_fd=off,pingora_proxy=warn";
+    let filter = env_logger::Env::default().default_filter_or(FILTER);
     // A binary that has a logger of its own keeps it.
     let _ = env_logger::Builder::from_env(filter).format_timestamp_millis().try_init();
 }
