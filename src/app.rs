@@ -149,7 +149,10 @@ impl Millpond {
             let _ = writeln!(std::io::stdout(), "{schema}");
             return ExitCode::SUCCESS;
         }
-        let conf = match Conf::load(&args.conf) {
+        // Whatever its folder is later (`-d`), the file is read again, and its relative paths start there.
+        let file = if args.test { Ok(args.conf.clone()) } else { std::path::absolute(&args.conf) };
+        let file = file.unwrap_or_else(|_| args.conf.clone());
+        let conf = match Conf::load(&file) {
             Ok(conf) => conf,
             Err(errors) => return refuse(&errors),
         };
@@ -163,7 +166,7 @@ impl Millpond {
             };
         }
         let options = Opt { upgrade: args.upgrade, daemon: args.daemon, ..Opt::default() };
-        self.serve(conf, Some(args.conf), options)
+        self.serve(conf, Some(file), options)
     }
 
     /// What runs, made of what is configured. Of the groups `in_use` those that have not changed stay; of the others the

@@ -15,6 +15,7 @@ use crate::pipe::Limits;
 use crate::routes::Service;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use pingora_core::server::configuration::ServerConf;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -39,8 +40,7 @@ pub(crate) struct Running {
 
 /// What cannot be replaced.
 struct StartedWith {
-    /// `server:`, all of it.
-    server: Value,
+    server: Arc<ServerConf>,
     admin: Option<Address>,
 }
 
@@ -63,7 +63,7 @@ impl Running {
             upstreams: Mutex::new(built.upstreams),
             certificates: built.certificates.into_iter().map(|(at, chosen)| (at, Certificates::new(chosen))).collect(),
             allow_changes: allow_changes(conf).into(),
-            started_with: StartedWith { server: server(conf), admin: admin(conf).cloned() },
+            started_with: StartedWith { server: conf.server.clone(), admin: admin(conf).cloned() },
             file,
             reloading: Mutex::default(),
         }
@@ -103,7 +103,7 @@ impl Running {
         };
         let _one_at_a_time = self.reloading.lock();
         let reloaded =
-            Conf::load(path).map_err(|errors| errors.to_string()).and_then(|conf| self.replace(millpond, &conf, path));
+            Conf::load(path).map_err(|errors| errors.to_string()).and_then(|conf| self.replace(millpond, conf, path));
         metrics::reloaded(reloaded.is_ok());
         match &reloaded {
             Ok(needs_upgrade) => {
@@ -118,20 +118,23 @@ impl Running {
     }
 
     /// All that can fail comes first.
-    fn replace(&self, millpond: &Millpond, conf: &Conf, path: &Path) -> Result<Vec<String>, String> {
-        let changed = self.changed_listeners(conf);
+    fn replace(&self, millpond: &Millpond, mut conf: Conf, path: &Path) -> Result<Vec<String>, String> {
+        let changed = self.changed_listeners(&conf);
         if !changed.is_empty() {
             let (changed, how) = (changed.join("\n"), how_to_upgrade(path));
             return Err(format!("{changed}\nservices and listeners cannot change while they are in use: {how}"));
         }
-        let built = millpond.build(conf, &self.upstreams()).map_err(|errors| errors.to_string())?;
+        let needs_upgrade = self.needs_upgrade(&conf);
+        // Some of it is about connections to upstreams, and would be used for those that have changed only.
+        conf.server = self.started_with.server.clone();
+        let built = millpond.build(&conf, &self.upstreams()).map_err(|errors| errors.to_string())?;
         let log = conf.access_log.as_ref().map(Log::open).transpose()?;
         make_temp_path(&conf.temp_path);
         self.take(built);
-        self.limits.set(memory_max(conf), conf.temp_files_max, conf.temp_path.clone());
-        self.allow_changes.store(allow_changes(conf), Relaxed);
+        self.limits.set(memory_max(&conf), conf.temp_files_max, conf.temp_path.clone());
+        self.allow_changes.store(allow_changes(&conf), Relaxed);
         access_log::use_log(log);
-        Ok(self.needs_upgrade(conf))
+        Ok(needs_upgrade)
     }
 
     fn take(&self, built: Built) {
@@ -165,7 +168,7 @@ impl Running {
 
     /// The keys that are used by the next process only.
     fn needs_upgrade(&self, conf: &Conf) -> Vec<String> {
-        let (old, new) = (&self.started_with.server, server(conf));
+        let (old, new) = (json_of(&self.started_with.server), json_of(&conf.server));
         let keys = new.as_object().into_iter().flat_map(|server| server.iter());
         let server = keys.filter(|(key, value)| old.get(key) != Some(value)).map(|(key, _)| format!("server.{key}"));
         let admin = match (&self.started_with.admin, admin(conf)) {
@@ -225,6 +228,7 @@ fn admin(conf: &Conf) -> Option<&Address> {
     conf.admin.as_ref().map(|admin| &admin.listen)
 }
 
-fn server(conf: &Conf) -> Value {
-    serde_json::to_value(conf.server.as_ref()).unwrap_or_default()
+/// To compare it key by key.
+fn json_of(server: &ServerConf) -> Value {
+    serde_json::to_value(server).unwrap_or_default()
 }
