@@ -10,9 +10,10 @@ use std::time::Instant;
 
 /// A message is complete: its connection goes back to the pool only if the request was written whole, the response read
 /// whole, and the codec has nothing against it.
-pub(super) fn release(wire: ByteStream) {
-    if wire.request_written() && wire.message_done && wire.codec.keepalive() {
-        wire.upstream.pool.put(wire.peer.reuse_hash(), wire.stream);
+pub(super) fn release(mut wire: ByteStream) {
+    let reusable = wire.request_written() && wire.message_done && !wire.excess && wire.codec.keepalive();
+    if let Some(stream) = wire.stream.take_if(|_| reusable) {
+        wire.upstream.pool.put(wire.peer.reuse_hash(), stream);
     }
 }
 

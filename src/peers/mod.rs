@@ -14,7 +14,6 @@ pub use peer::Peer;
 use crate::conf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::UpstreamMetrics;
-use crate::protocol::{Protocol, http1::Http1};
 use parking_lot::Mutex;
 use peer::Connectors;
 use pool::Pool;
@@ -22,12 +21,11 @@ use round_robin::RoundRobin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A named group of peers with its connections, protocol and settings.
+/// A named group of peers with its connections and settings.
 pub struct Upstream {
     pub(crate) conf: conf::Upstream,
     pub(crate) connectors: Connectors,
     pub(crate) pool: Pool,
-    pub(crate) protocol: Arc<dyn Protocol>,
     pub(crate) metrics: UpstreamMetrics,
     members: Vec<Member>,
     balance: Mutex<RoundRobin>,
@@ -66,7 +64,7 @@ impl Upstream {
         let metrics = UpstreamMetrics::new(&conf.name, members.iter().map(|member| member.peer.name()));
         let balance = Mutex::new(RoundRobin::new(&conf.servers));
         let pool = Pool::new(conf.keepalive.connections, conf.keepalive.timeout, metrics.idle());
-        let upstream = Upstream { connectors, pool, protocol: Arc::new(Http1), metrics, members, balance, conf };
+        let upstream = Upstream { connectors, pool, metrics, members, balance, conf };
         upstream.show_peers();
         Ok(upstream)
     }

@@ -11,6 +11,7 @@ mod examples;
 mod filters;
 mod framing;
 mod observability;
+mod protocols;
 mod requests;
 mod retries;
 mod routes;
