@@ -54,6 +54,8 @@
 //! `examples/custom_protocol.rs` is a whole one. Its codec is best tested with every split of its input.
 
 pub mod http1;
+#[cfg(feature = "memcached")]
+pub mod memcached;
 mod registry;
 mod request;
 #[cfg(test)]
@@ -160,5 +162,7 @@ pub struct Input {
 
 /// Register the protocols that this build has.
 fn register(protocols: Protocols) -> Protocols {
+    #[cfg(feature = "memcached")]
+    let protocols = protocols.with("memcached", |conf, _| Ok(memcached::Memcached::new(conf)));
     protocols
 }
