@@ -2,6 +2,7 @@
 
 use crate::conf::Captures;
 use crate::error::{Error, ErrorKind, Result};
+use crate::peers::Peer;
 use crate::pipe::PipeStats;
 use crate::routes::{Route, Service};
 use bytes::Bytes;
@@ -62,8 +63,10 @@ pub(crate) struct Outcome {
 /// One try at one peer.
 #[derive(Debug, Clone)]
 pub struct Attempt {
-    /// The peer's address, as the configuration wrote it.
+    /// The peer's address: `IP:port` or `unix:/path`.
     pub address: Arc<str>,
+    /// The same as the configuration, or a filter, wrote it.
+    pub(crate) peer: Arc<str>,
     /// The status of the peer's answer, if there was one.
     pub status: Option<u16>,
     /// How it ended, in the words of `millpond_upstream_attempts_total`; `None` while it runs.
@@ -82,9 +85,10 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    pub(crate) fn new(address: Arc<str>) -> Self {
+    pub(crate) fn new(peer: &Peer) -> Self {
         Attempt {
-            address,
+            address: peer.address_text().clone(),
+            peer: peer.name().clone(),
             status: None,
             outcome: None,
             reused: false,

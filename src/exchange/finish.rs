@@ -12,8 +12,8 @@ use std::time::Instant;
 /// whole, and the codec has nothing against it.
 pub(super) fn release(mut wire: ByteStream) {
     let reusable = wire.request_written() && wire.message_done && !wire.excess && wire.codec.keepalive();
-    if let Some(stream) = wire.stream.take_if(|_| reusable) {
-        wire.upstream.pool.put(wire.peer.reuse_hash(), stream);
+    if let Some(connection) = wire.connection.take_if(|_| reusable) {
+        wire.upstream.pool.put(wire.peer.reuse_hash(), connection);
     }
 }
 

@@ -9,6 +9,7 @@ use crate::bufs::Bufs;
 use crate::conf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peers::Chosen;
+use crate::peers::pool::Connection;
 use crate::pipe::{Limits, PipeConf, PipeReader, PipeStats, PipeWriter, pipe};
 use crate::protocol::{BodyLength, Input};
 use crate::routes::Route;
@@ -263,7 +264,7 @@ impl ByteStream {
             Some(buffer) => buffer,
             None => ready!(pipe.poll_buffer(cx))?,
         };
-        let Some(stream) = &mut self.stream else {
+        let Some(Connection { stream, .. }) = &mut self.connection else {
             return Poll::Ready(Err(Error::new(ErrorKind::Internal, "the connection is gone")));
         };
         let read = pin!(stream.read_buf(&mut buffer)).poll(cx);

@@ -9,6 +9,7 @@ use crate::chain::Pass;
 use crate::client::ClientBody;
 use crate::error::{Error, ErrorKind, Result};
 use crate::headers;
+use crate::peers::pool::Connection;
 use crate::pipe::PipeWriter;
 use crate::protocol::Parsed;
 use bytes::{Buf, Bytes};
@@ -144,7 +145,7 @@ impl Wire for ByteStream {
     }
 
     fn into_tunnel(mut self: Box<Self>) -> Option<(Stream, Bytes)> {
-        Some((self.stream.take()?, std::mem::take(&mut self.received).freeze()))
+        Some((self.connection.take()?.stream, std::mem::take(&mut self.received).freeze()))
     }
 
     fn is_reused(&self) -> bool {
@@ -171,7 +172,9 @@ impl ByteStream {
         if self.received.len() == self.received.capacity() {
             self.received.reserve(room);
         }
-        let Some(stream) = &mut self.stream else { return Poll::Ready(Err(self.closed("is gone", None))) };
+        let Some(Connection { stream, .. }) = &mut self.connection else {
+            return Poll::Ready(Err(self.closed("is gone", None)));
+        };
         let read = pin!(stream.read_buf(&mut self.received)).poll(cx);
         match read {
             Poll::Ready(Ok(0)) => Poll::Ready(Err(self.closed("closed the connection", None))),

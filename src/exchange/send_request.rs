@@ -3,6 +3,7 @@
 
 use super::request_body::RequestBody;
 use crate::error::{Error, ErrorKind, Result};
+use crate::peers::pool::Connection;
 use crate::peers::{Peer, Upstream};
 use crate::protocol::{BodyLength, Codec, Request};
 use crate::session::Session;
@@ -10,7 +11,6 @@ use crate::timer::Timer;
 use bytes::{Buf, Bytes, BytesMut};
 use http::Method;
 use http::header::UPGRADE;
-use pingora_core::protocols::Stream;
 use pingora_http::RequestHeader;
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -56,7 +56,7 @@ impl Created {
 /// A codec over a raw stream to one peer, for one attempt.
 pub(crate) struct ByteStream {
     /// Taken when it goes back to the pool, or becomes a tunnel.
-    pub(super) stream: Option<Stream>,
+    pub(super) connection: Option<Connection>,
     pub(super) codec: Box<dyn Codec>,
     pub(super) is_head: bool,
     pub(super) upgrades: bool,
@@ -107,7 +107,7 @@ pub(crate) struct Limits {
 impl ByteStream {
     pub(super) fn new(
         created: Created,
-        stream: Stream,
+        connection: Connection,
         reused: bool,
         upstream: &Arc<Upstream>,
         peer: &Peer,
@@ -120,7 +120,7 @@ impl ByteStream {
         }
         let out = [first, head].into_iter().filter(|piece| !piece.is_empty()).map(BytesMut::freeze);
         ByteStream {
-            stream: Some(stream),
+            connection: Some(connection),
             codec,
             is_head,
             upgrades,
@@ -205,7 +205,9 @@ impl ByteStream {
 
     /// Write all of `out`.
     fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let Some(stream) = &mut self.stream else { return Poll::Ready(Err(self.send_error("it is gone"))) };
+        let Some(Connection { stream, .. }) = &mut self.connection else {
+            return Poll::Ready(Err(self.send_error("the connection is gone")));
+        };
         while !self.out.is_empty() {
             let mut slices = [IoSlice::new(&[]); IO_SLICES];
             let mut count = 0;
@@ -233,7 +235,8 @@ impl ByteStream {
     /// The connection is given up: what the protocol has to say to that, if it can be written now.
     fn abort(&mut self) {
         let failed = matches!(self.sending, Sending::Failed(_));
-        let Some(stream) = self.stream.as_mut().filter(|_| self.sent && self.out.is_empty() && !failed) else { return };
+        let in_order = self.sent && self.out.is_empty() && !failed;
+        let Some(Connection { stream, .. }) = self.connection.as_mut().filter(|_| in_order) else { return };
         let mut last_word = BytesMut::new();
         self.codec.abort(&mut last_word);
         if last_word.is_empty() {
