@@ -4,12 +4,14 @@ use crate::access_log::{self, Log};
 use crate::admin;
 use crate::certificates;
 use crate::chain::{Chain, Filter};
-use crate::conf::{self, Conf, ConfError, ConfErrors, near, shown};
+use crate::conf::{self, Conf, ConfError, ConfErrors, SettingsError, near};
 use crate::error::Result;
 use crate::listen;
 use crate::metrics::RouteMetrics;
 use crate::peers::Upstream;
 use crate::phases::UpstreamPhases;
+use crate::protocol::http1::Http1;
+use crate::protocol::{Protocol, Protocols, Scope};
 use crate::reload::Running;
 use crate::routes::{Route, Service};
 use crate::supervisor::Supervisor;
@@ -25,16 +27,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-type Factory = Box<dyn Fn(&serde_json::Value) -> Result<Arc<Filter>, FilterConfError> + Send + Sync>;
+type Factory = Box<dyn Fn(&serde_json::Value) -> Result<Arc<Filter>, SettingsError> + Send + Sync>;
 
-/// Why a filter cannot be made from its configuration.
-pub(crate) struct FilterConfError {
-    /// The key inside the filter's configuration; empty: all of it.
-    pub(crate) key: String,
-    pub(crate) text: String,
-}
-
-/// A proxy binary: the stock one, or with filters of your own.
+/// A proxy binary: the stock one, or with filters and protocols of your own.
 ///
 /// ```no_run
 /// use millpond::prelude::*;
@@ -67,6 +62,7 @@ pub(crate) struct FilterConfError {
 /// ```
 pub struct Millpond {
     factories: BTreeMap<String, Factory>,
+    protocols: Protocols,
     conf: Option<Conf>,
 }
 
@@ -103,9 +99,9 @@ impl Default for Millpond {
 }
 
 impl Millpond {
-    /// A proxy with the ready-made filters.
+    /// A proxy with the ready-made filters and protocols.
     pub fn new() -> Self {
-        crate::filters::register(Millpond { factories: BTreeMap::new(), conf: None })
+        crate::filters::register(Millpond { factories: BTreeMap::new(), protocols: Protocols::new(), conf: None })
     }
 
     /// Register a filter by name. `make` is called for each place in the configuration that names it, with what is
@@ -120,12 +116,30 @@ impl Millpond {
     {
         let filter_name = name.to_owned();
         let factory: Factory = Box::new(move |value| {
-            let conf = serde_path_to_error::deserialize(value)
-                .map_err(|error| FilterConfError { key: error.path().to_string(), text: error.inner().to_string() })?;
-            let phases = make(conf).map_err(|error| FilterConfError { key: String::new(), text: error.to_string() })?;
+            let conf = SettingsError::read(value)?;
+            let phases = make(conf).map_err(|error| SettingsError::whole(error.to_string()))?;
             Ok(Filter::new(&filter_name, phases))
         });
         self.factories.insert(name.to_owned(), factory);
+        self
+    }
+
+    /// Register a protocol by name: what `upstreams.NAME.protocol` says of servers that speak it. `make` is called for each
+    /// route that leads to such an upstream, with what the route has for it (`protocol: { NAME: {...} }`; nothing there is
+    /// `{}`), and the [`Scope`] it is made for; it is called again when the configuration is tested.
+    ///
+    /// An `Err` refuses the configuration; its text says what was expected. A later registration under the same name
+    /// replaces the earlier one.
+    pub fn protocol<C, P>(
+        mut self,
+        name: &str,
+        make: impl Fn(C, &Scope<'_>) -> Result<P> + Send + Sync + 'static,
+    ) -> Self
+    where
+        C: DeserializeOwned,
+        P: Protocol,
+    {
+        self.protocols = self.protocols.with(name, make);
         self
     }
 
@@ -173,11 +187,13 @@ impl Millpond {
     /// peers that stay keep what is known of them.
     ///
     /// # Errors
-    /// Filters that do not exist or refuse their configuration, certificates that cannot be read: all of them.
+    /// Filters and protocols that do not exist or refuse their configuration, certificates that cannot be read: all of
+    /// them.
     pub(crate) fn build(&self, conf: &Conf, in_use: &[Arc<Upstream>]) -> Result<Built, ConfErrors> {
         let mut errors = Vec::new();
         let mut upstreams = BTreeMap::new();
         for (name, upstream) in &conf.upstreams {
+            errors.extend(self.protocols.check(upstream).err());
             let before = in_use.iter().find(|in_use| in_use.name() == name);
             let made = match before {
                 Some(before) if before.conf == *upstream => Ok(before.clone()),
@@ -199,7 +215,10 @@ impl Millpond {
         let certificates = read_certificates(conf, &mut errors);
         let services =
             conf.services.iter().map(|service| Arc::new(self.service(service, &upstreams, &mut errors))).collect();
-        errors.iter_mut().for_each(|error| error.file.clone_from(&conf.file));
+        for error in &mut errors {
+            error.file.clone_from(&conf.file);
+            error.place = error.place.or_else(|| conf.places.find(&error.path));
+        }
         match errors.is_empty() {
             true => Ok(Built { services, upstreams: upstreams.into_values().collect(), certificates }),
             false => Err(ConfErrors(errors)),
@@ -224,6 +243,7 @@ impl Millpond {
             let upstream = route.upstream.as_ref().and_then(|name| upstreams.get(name)).cloned();
             routes.push(Arc::new(Route {
                 chain: Arc::new(Chain::new(outer.iter().cloned().chain(own))),
+                protocol: self.route_protocol(&conf.name, route, upstream.as_deref(), errors),
                 upstream,
                 metrics: RouteMetrics::new(&conf.name, &route.name),
                 conf: route.clone(),
@@ -242,17 +262,42 @@ impl Millpond {
             };
             match factory(&filter.conf) {
                 Ok(filter) => made.push(filter),
-                Err(error) => errors.push(error.at(filter)),
+                Err(error) => errors.push(error.at(&filter.path, &filter.conf, filter.place)),
             }
         }
         made
+    }
+
+    /// What the route speaks to its upstream; HTTP where there is none, which nobody will notice.
+    fn route_protocol(
+        &self,
+        service: &str,
+        route: &conf::Route,
+        upstream: Option<&Upstream>,
+        errors: &mut Vec<ConfError>,
+    ) -> Arc<dyn Protocol> {
+        if let (Some(protocol), Some(upstream)) = (&route.protocol, upstream) {
+            let scope = Scope::new(service, &route.name, &upstream.conf);
+            match self.protocols.make(protocol, &scope) {
+                Ok(Some(made)) => return made,
+                Ok(None) => {} // told at the upstream
+                Err(error) => errors.push(error),
+            }
+        }
+        Arc::new(Http1)
     }
 
     fn unknown_filter(&self, filter: &conf::Filter) -> ConfError {
         let known: Vec<&str> = self.factories.keys().map(String::as_str).collect();
         let near = near::question(&near::matches(&filter.name, known.iter().copied()));
         let expected = format!("one of {}{near}", known.join(", "));
-        wrong(filter, filter.path.clone(), format!("the unknown filter {}", filter.name), expected)
+        ConfError {
+            file: String::new(),
+            path: filter.path.clone(),
+            found: format!("the unknown filter {}", filter.name),
+            expected,
+            place: filter.place,
+        }
     }
 
     fn serve(self, conf: Conf, file: Option<PathBuf>, options: Opt) -> ExitCode {
@@ -287,30 +332,9 @@ fn nowhere(service: &conf::Service, filters: Vec<Arc<Filter>>) -> Route {
     Route {
         chain: Arc::new(Chain::new(filters)),
         upstream: None,
+        protocol: Arc::new(Http1),
         metrics: RouteMetrics::new(&service.name, &conf.name),
         conf,
-    }
-}
-
-/// An error that only the filter's maker could know of.
-fn wrong(filter: &conf::Filter, path: String, found: String, expected: String) -> ConfError {
-    ConfError { file: String::new(), path, found, expected, place: filter.place }
-}
-
-impl FilterConfError {
-    /// The same as all errors of a configuration are said. serde's own messages have both halves in them.
-    fn at(&self, filter: &conf::Filter) -> ConfError {
-        let (path, value) = match self.key.as_str() {
-            "" | "." => (filter.path.clone(), Some(&filter.conf)),
-            key => {
-                (format!("{}.{key}", filter.path), key.split('.').try_fold(&filter.conf, |value, key| value.get(key)))
-            }
-        };
-        let (found, expected) = match self.text.split_once(", expected ") {
-            Some((found, expected)) => (found.trim_start_matches("invalid type: ").to_owned(), expected.to_owned()),
-            None => (value.map_or_else(|| "this".to_owned(), shown), self.text.replace("missing field", "the key")),
-        };
-        wrong(filter, path, found, expected)
     }
 }
 

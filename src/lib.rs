@@ -18,7 +18,7 @@
 //!
 //! # Layout
 //!
-//! - [`app`]: register filters, the command line, run
+//! - [`app`]: register filters and protocols, the command line, run
 //! - [`conf`], [`template`]: the configuration file, checked as a whole; texts with variables
 //! - [`phases`], [`chain`], [`session`], [`bufs`]: what filter authors work with
 //! - `proxy`: the only implementation of Pingora's `ProxyHttp`; `client`: Pingora's session, polled

@@ -202,6 +202,9 @@ impl Proxy {
         let text = Bytes::from(format!("{status} {reason}\n"));
         header.insert_header(http::header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
         header.set_content_length(text.len())?;
+        if let Some(allow) = pass.session.outcome.error.as_ref().and_then(Error::allow) {
+            header.insert_header(http::header::ALLOW, allow)?;
+        }
         deliver_whole(pass, header, text, body).await
     }
 }

@@ -4,6 +4,7 @@ use crate::chain::Chain;
 use crate::conf;
 use crate::metrics::RouteMetrics;
 use crate::peers::Upstream;
+use crate::protocol::Protocol;
 use std::sync::Arc;
 
 /// A service: its routes, and how to choose among them.
@@ -26,6 +27,8 @@ pub struct Route {
     pub(crate) conf: conf::Route,
     pub(crate) chain: Arc<Chain>,
     pub(crate) upstream: Option<Arc<Upstream>>,
+    /// What that upstream speaks, as this route speaks it.
+    pub(crate) protocol: Arc<dyn Protocol>,
     pub(crate) metrics: RouteMetrics,
 }
 

@@ -5,6 +5,7 @@ use crate::session::{Attempt, Session};
 use crate::template::{Variable, Variables};
 use http::Version;
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 impl Variables for Session<'_> {
@@ -12,6 +13,9 @@ impl Variables for Session<'_> {
         let request = self.request();
         Some(match variable {
             Variable::RemoteAddr => self.remote_addr()?.ip().to_string().into(),
+            Variable::RemotePort => self.remote_addr()?.port().to_string().into(),
+            Variable::ServerAddr => server_addr(self)?.ip().to_string().into(),
+            Variable::ServerPort => server_addr(self)?.port().to_string().into(),
             Variable::Host => without_port(self.host()?).to_ascii_lowercase().into(),
             Variable::Uri => request.uri.path().into(),
             Variable::Args => request.uri.query()?.into(),
@@ -22,6 +26,7 @@ impl Variables for Session<'_> {
             },
             Variable::RequestMethod => request.method.as_str().into(),
             Variable::Scheme => if self.is_tls() { "https" } else { "http" }.into(),
+            Variable::Https => self.is_tls().then_some("on")?.into(),
             Variable::ServerProtocol => protocol(self).into(),
             Variable::Http(name) => String::from_utf8_lossy(request.headers.get(name)?.as_bytes()),
             Variable::RequestId => self.request_id().into(),
@@ -42,6 +47,11 @@ impl Variables for Session<'_> {
             Variable::Capture(name) => self.capture(name)?.into(),
         })
     }
+}
+
+/// Where the client's connection was accepted; nothing over a Unix socket.
+fn server_addr(session: &Session<'_>) -> Option<SocketAddr> {
+    session.client()?.server_addr()?.as_inet().copied()
 }
 
 fn known(value: u64) -> Option<Cow<'static, str>> {

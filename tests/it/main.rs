@@ -12,6 +12,7 @@ mod examples;
 mod filters;
 mod framing;
 mod observability;
+mod protocols;
 mod reload;
 mod requests;
 mod retries;

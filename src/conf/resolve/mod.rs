@@ -1,6 +1,7 @@
 //! From the file's shape to its meaning. What is wrong is noted, and the rest looked at all the same.
 
 mod files;
+mod protocol;
 mod route;
 mod service;
 mod upstream;
@@ -30,6 +31,7 @@ pub(super) fn resolve(raw: &raw::Conf, source: Source) -> Result<Conf, ConfError
         temp_files_max: raw.temp_files_max.0,
         upstreams: resolver.upstreams(raw),
         services: resolver.services(raw),
+        places: std::mem::take(&mut resolver.source.places),
     };
     resolver.source.into_result(conf)
 }

@@ -24,6 +24,7 @@ impl Resolver {
         Route {
             name: route.name.clone().unwrap_or_else(|| made_name(&matches)),
             upstream: self.route_upstream(route, raw, has_filters, path),
+            protocol: self.route_protocol(route, raw, path),
             uri: self.uri(route, &captures, path),
             host: self.host_header(&route.host, &captures, path),
             set_headers: self.set_headers(&route.set_headers, &captures, path),
@@ -46,7 +47,7 @@ impl Resolver {
     }
 
     /// The key in the file that a route's setting comes from: its own, or that of the defaults.
-    fn origin(&self, path: &str, key: &str) -> String {
+    pub(super) fn origin(&self, path: &str, key: &str) -> String {
         let (own, inherited) = (key_path(path, key), key_path("defaults", key));
         if !self.source.has(&own) && self.source.has(&inherited) { inherited } else { own }
     }
