@@ -24,7 +24,7 @@
 //! - `proxy`: the only implementation of Pingora's `ProxyHttp`; `client`: Pingora's session, polled
 //! - `exchange`: one request to an upstream; [`protocol`]: what is spoken there, bytes in and bytes out
 //! - [`pipe`]: the store between a fast upstream and a slow client
-//! - [`peers`]: balancing and failures
+//! - [`peers`]: balancing, failures, health; `dns`: where named servers are
 //! - `metrics`, `access_log`, `admin`: what operators see
 
 extern crate self as millpond;
@@ -39,6 +39,7 @@ pub mod bufs;
 pub mod chain;
 mod client;
 pub mod conf;
+mod dns;
 pub mod error;
 mod exchange;
 pub mod filters;

@@ -9,12 +9,15 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// What runs, and may be replaced while it runs. Requests keep what they started with.
 pub(crate) struct Running {
     /// In the order of the configuration; their names and listeners stay.
     pub(crate) services: Vec<Arc<ArcSwap<Service>>>,
     upstreams: Mutex<Vec<Arc<Upstream>>>,
+    /// Other groups have come into use. For the supervisor, who looks after them.
+    pub(crate) changed: Notify,
     /// Where it came from; `None`: from code.
     file: Option<(Millpond, PathBuf)>,
 }
@@ -27,7 +30,7 @@ impl Running {
     ) -> Self {
         upstreams.iter().for_each(|upstream| upstream.begin());
         let services = services.into_iter().map(|service| Arc::new(ArcSwap::new(service))).collect();
-        Running { services, upstreams: Mutex::new(upstreams), file }
+        Running { services, upstreams: Mutex::new(upstreams), changed: Notify::new(), file }
     }
 
     /// The groups that are in use now.
@@ -67,6 +70,7 @@ impl Running {
         }
         let before = std::mem::replace(&mut *self.upstreams.lock(), built.upstreams.clone());
         hand_over(&before, &built.upstreams);
+        self.changed.notify_one();
         Ok(())
     }
 }

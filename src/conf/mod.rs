@@ -8,6 +8,7 @@
 
 mod check;
 mod errors;
+mod health_check;
 pub(crate) mod near;
 pub mod raw;
 mod resolve;
@@ -19,9 +20,10 @@ mod words;
 
 pub(crate) use errors::shown;
 pub use errors::{ConfError, ConfErrors, Place};
+pub use health_check::{HealthCheck, HttpProbe, Pattern, Probe};
 pub use route_table::{Captures, HostMatch, Matches, PathMatch, RouteMatch, RouteTable};
 pub use types::*;
-pub use words::{Balance, Condition, HttpVersion, IgnoredHeader, Protocol};
+pub use words::{Balance, CheckType, Condition, HttpVersion, IgnoredHeader, Protocol};
 
 use serde_json::{Map, Value};
 use source::{Env, Source};

@@ -1,6 +1,8 @@
 //! From the file's shape to its meaning. What is wrong is noted, and the rest looked at all the same.
 
 mod files;
+mod health_check;
+mod names;
 mod route;
 mod service;
 mod upstream;
@@ -9,6 +11,7 @@ use super::errors::{ConfErrors, shown};
 use super::source::{Source, key_path};
 use super::units::Time;
 use super::{AccessLog, Address, Admin, Conf, LogFormat, near, raw};
+use names::Names;
 use pingora_core::server::configuration::ServerConf;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -18,7 +21,8 @@ use std::sync::Arc;
 /// Resolve the whole file; `raw` has the defaults merged into its routes, `source` is as it was written.
 pub(super) fn resolve(raw: &raw::Conf, source: Source) -> Result<Conf, ConfErrors> {
     let base = Path::new(&source.file).parent().map(Path::to_owned).unwrap_or_default();
-    let mut resolver = Resolver { source, base, listeners: HashMap::new() };
+    let mut resolver = Resolver { source, base, listeners: HashMap::new(), names: Names::default() };
+    resolver.look_up_names(raw);
     let conf = Conf {
         file: resolver.source.file.clone(),
         server: Arc::new(resolver.server_conf(&raw.server)),
@@ -39,6 +43,8 @@ struct Resolver {
     base: PathBuf,
     /// The listeners so far, and their keys.
     listeners: HashMap<Address, String>,
+    /// What is known of the servers' names.
+    names: Names,
 }
 
 impl Resolver {
