@@ -151,17 +151,13 @@ impl Upstream {
         self.group.load_full()
     }
 
-    /// The name of the entry `server` has other addresses now. Peers that stay keep what is known of them.
+    /// The name of the entry `server` has these addresses now. Peers that stay keep what is known of them.
     pub(crate) fn set_addresses(&self, server: usize, found: Vec<SocketAddr>) {
         let found: Vec<_> = found.into_iter().map(conf::Address::Inet).collect();
-        let Some(name) = self.conf.servers.get(server).map(|server| &server.name) else { return };
+        let now: Vec<String> = found.iter().map(ToString::to_string).collect();
         let mut addresses = self.addresses.lock();
         match addresses.get_mut(server) {
-            Some(known) if *known != found => {
-                let now: Vec<String> = found.iter().map(ToString::to_string).collect();
-                log::info!("upstream {}: {name} is now at {}", self.name(), now.join(", "));
-                *known = found;
-            }
+            Some(known) if *known != found => *known = found,
             _ => return,
         }
         let before = self.group.load_full();
@@ -170,6 +166,7 @@ impl Upstream {
         self.group_changed.notify_one();
         self.close_unused(&before);
         self.show_peers();
+        log::info!("upstream {}: {} is now at {}", self.name(), self.conf.servers[server].name, now.join(", "));
     }
 
     /// Close the idle connections to peers that are not to be used, or were in the group `before` and are no more.
