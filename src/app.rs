@@ -177,7 +177,7 @@ impl Millpond {
             let before = in_use.iter().find(|in_use| in_use.name() == name);
             let made = match before {
                 Some(before) if before.conf == *upstream => Ok(before.clone()),
-                before => Upstream::new(upstream.clone(), before.map(|before| &**before)).map(Arc::new),
+                before => Upstream::new(upstream.clone(), &conf.server, before.map(|before| &**before)).map(Arc::new),
             };
             match made {
                 Ok(upstream) => {

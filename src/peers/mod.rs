@@ -36,6 +36,7 @@ use balance::Key;
 use group::{Addresses, Group};
 use parking_lot::Mutex;
 use peer::Connectors;
+use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::Peer as _;
 use pool::Pool;
 use std::collections::HashSet;
@@ -72,12 +73,12 @@ impl Upstream {
     ///
     /// # Errors
     /// A certificate, key or CA file cannot be read; the text says which.
-    pub(crate) fn new(conf: conf::Upstream, before: Option<&Upstream>) -> Result<Self, String> {
+    pub(crate) fn new(conf: conf::Upstream, server: &ServerConf, before: Option<&Upstream>) -> Result<Self, String> {
         let inherited = before.filter(|before| same_connections(&before.conf, &conf));
         let metrics = UpstreamMetrics::new(&conf.name, conf.servers.iter().map(|server| server.name.as_str()));
         let (connectors, pool) = match inherited {
             Some(before) => (before.connectors.clone(), before.pool.clone()),
-            None => (Arc::new(Connectors::new(&conf)?), Arc::new(Pool::new(conf.keepalive, metrics.idle()))),
+            None => (Arc::new(Connectors::new(&conf, server)?), Arc::new(Pool::new(conf.keepalive, metrics.idle()))),
         };
         let addresses = conf.servers.iter().map(|server| server.addresses.clone()).collect();
         let group_before = before.map(|before| before.group.load_full());

@@ -225,6 +225,20 @@ fn a_route_without_upstream_needs_a_filter() {
 }
 
 #[test]
+fn an_address_to_connect_from_is_one() {
+    let mut wrong = file(json!({ "servers": ["127.0.0.1:1"] }), json!({ "upstream": "app" }));
+    wrong["server"] = json!({ "client_bind_to_ipv4": ["127.0.0.1", "::1"], "client_bind_to_ipv6": ["localhost"] });
+    let errors = conf(wrong).map(|_| ()).unwrap_err();
+    assert_eq!(
+        errors,
+        [
+            r#"server.client_bind_to_ipv4[1]: found "::1", expected an IPv4 address of this machine"#,
+            r#"server.client_bind_to_ipv6[0]: found "localhost", expected an IPv6 address of this machine"#,
+        ]
+    );
+}
+
+#[test]
 fn servers_have_nginx_defaults() {
     let full = json!({ "address": "[::1]:81", "weight": 5, "max_fails": 0, "fail_timeout": 0, "max_conns": 7,
         "backup": true, "down": true });
