@@ -118,7 +118,7 @@ async fn a_failing_name_server_changes_nothing_and_is_told_of_once() {
     };
     failed(Says::ServFail, "SERVFAIL").await;
     // A lookup that fails asks three times: two lookups more have failed.
-    dns.looked_up(8).await;
+    dns.asked_again(8).await;
     failed(Says::NxDomain, "NXDOMAIN").await;
     failed(at(&[]), "it has no address").await;
     for reason in ["SERVFAIL", "NXDOMAIN", "no address"] {
@@ -148,8 +148,7 @@ async fn a_reload_looks_up_anew() {
     let dns = NameServer::start(a_day(1)).await;
     let proxy = named(&dns, port).start().await;
     // When the file was loaded, and when the proxy started.
-    let twice = async || (dns.lookups() == 2).then_some(());
-    eventually("two lookups", twice).await;
+    dns.wait("two lookups", |count| count >= 2).await;
     dns.says(a_day(2));
     proxy.reload(|_| {}).await;
     assert_eq!(proxy.connect().await.get("/").await.text(), "2");
@@ -173,8 +172,8 @@ async fn a_new_address_is_checked_at_once() {
 }
 
 /// Run `-t` on a file with a server of this name.
-async fn test(dns: &NameServer, servers: Value) -> String {
-    let resolver = json!({ "servers": [dns.address], "timeout": "300ms" });
+async fn test(dns: &NameServer, timeout: &str, servers: Value) -> String {
+    let resolver = json!({ "servers": [dns.address], "timeout": timeout });
     let setup = Proxy::to_all(servers).top(json!({ "resolver": resolver }));
     let file = setup.files.dir().join("test.yaml");
     std::fs::write(&file, setup.resolved(&Ports::free()).to_string()).unwrap();
@@ -186,19 +185,19 @@ async fn test(dns: &NameServer, servers: Value) -> String {
 #[tokio::test]
 async fn a_name_that_cannot_be_looked_up_is_an_error_of_the_file() {
     let reasons = [
-        (Says::NxDomain, "there is no such name, NXDOMAIN"),
-        (Says::ServFail, "the name server failed, SERVFAIL"),
-        (at(&[]), "it has no address"),
-        (Says::Silence, "no name server answered within 300ms"),
+        (Says::NxDomain, "10s", "there is no such name, NXDOMAIN"),
+        (Says::ServFail, "10s", "the name server failed, SERVFAIL"),
+        (at(&[]), "10s", "it has no address"),
+        (Says::Silence, "300ms", "no name server answered within 300ms"),
     ];
-    for (says, reason) in reasons {
+    for (says, timeout, reason) in reasons {
         let dns = NameServer::start(says).await;
-        let told = test(&dns, json!(["127.0.0.1:80", "app.test:80"])).await;
+        let told = test(&dns, timeout, json!(["127.0.0.1:80", "app.test:80"])).await;
         let expected = format!(
             r#"upstreams.app.servers[1]: found "app.test:80", expected a name that can be looked up ({reason})"#
         );
         assert!(told.contains(&expected), "{told}");
     }
     let dns = NameServer::start(at(&[1])).await;
-    assert_eq!(test(&dns, json!(["app.test:80"])).await, "");
+    assert_eq!(test(&dns, "10s", json!(["app.test:80"])).await, "");
 }

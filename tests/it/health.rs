@@ -91,18 +91,13 @@ async fn the_log_says_what_is_wrong_with_a_server() {
     for (answer, reason) in cases {
         origins.push((Origin::once(answer).await, reason));
     }
-    let silent = Origin::start(|mut conn| async move {
-        conn.closed().await;
-    })
-    .await;
-    origins.push((silent, "no whole answer within 500ms"));
     let refusing = Refusing::new();
 
     let mut servers = vec![json!(good.address()), json!(refusing.address())];
     servers.extend(origins.iter().map(|(origin, _)| json!(origin.address())));
     let matches = json!({ "status": ["200-203", 301], "headers": { "Content-Type": "json" },
         "body": r#""status": "ok""# });
-    let conf = check(json!({ "match": matches, "timeout": "500ms" }));
+    let conf = check(json!({ "match": matches }));
     let proxy = Proxy::to_all(servers.into()).upstream(conf).start().await;
     for (origin, reason) in &origins {
         proxy.wait_log(&[&format!("peer {} is down: GET /: ", origin.address()), reason]).await;
@@ -110,6 +105,27 @@ async fn the_log_says_what_is_wrong_with_a_server() {
     proxy.wait_log(&[&format!("peer {} is down: connecting: ", refusing.address()), "refused"]).await;
     has_health(&proxy, good.address(), "up").await;
     assert_eq!(proxy.connect().await.get("/").await.text(), r#"{"status": "ok"}"#);
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_come_in_time_is_a_failure() {
+    let silent = Origin::start(|mut conn| async move {
+        conn.closed().await;
+    })
+    .await;
+    let stalled = Origin::start(|mut conn| async move {
+        conn.request().await;
+        conn.send_head(10).await;
+        conn.closed().await;
+    })
+    .await;
+    let unreachable = origin::Unreachable::new().await;
+    let servers = json!([silent.address(), stalled.address(), unreachable.address()]);
+    let proxy = Proxy::to_all(servers).upstream(check(json!({ "timeout": "300ms" }))).start().await;
+    for address in [silent.address(), stalled.address()] {
+        proxy.wait_log(&[&format!("peer {address} is down: GET /: no whole answer within 300ms")]).await;
+    }
+    proxy.wait_log(&[&format!("peer {} is down: no connection within 300ms", unreachable.address())]).await;
 }
 
 #[tokio::test]

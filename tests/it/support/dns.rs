@@ -53,16 +53,16 @@ impl NameServer {
         self.says.send_replace(says);
     }
 
-    /// Questions for IPv4 addresses so far.
-    pub fn lookups(&self) -> usize {
-        *self.lookups.borrow()
+    /// Wait until the count of questions for IPv4 addresses satisfies `test`. A question may be asked twice.
+    pub async fn wait(&self, what: &str, test: impl Fn(usize) -> bool) {
+        let mut lookups = self.lookups.clone();
+        within(what, lookups.wait_for(|count| test(*count))).await.unwrap();
     }
 
     /// Wait for so many more of them.
-    pub async fn looked_up(&self, more: usize) {
-        let mut lookups = self.lookups.clone();
-        let goal = self.lookups() + more;
-        within(&format!("{more} lookups"), lookups.wait_for(|count| *count >= goal)).await.unwrap();
+    pub async fn asked_again(&self, times: usize) {
+        let goal = *self.lookups.borrow() + times;
+        self.wait(&format!("{times} more lookups"), |count| count >= goal).await;
     }
 }
 
