@@ -38,7 +38,7 @@ pub(super) async fn probe(upstream: &Upstream, peer: &Peer, conf: &HealthCheck) 
         Probe::Http(http) => {
             let asked = format!("{} {}", http.method, http.path);
             let found = match timeout_at(deadline, ask(upstream, peer, http, stream, deadline)).await {
-                Ok(Ok(response)) => http.judge(&response),
+                Ok(Ok(found)) => found,
                 Ok(Err(error)) => Err(reason(&error)),
                 Err(_) => Err(limit("no whole answer")),
             };
@@ -47,19 +47,14 @@ pub(super) async fn probe(upstream: &Upstream, peer: &Peer, conf: &HealthCheck) 
     }
 }
 
-/// A response to a check, the body up to [`BODY_MAX`].
-struct Response {
-    header: ResponseHeader,
-    body: BytesMut,
-}
-
+/// The outer error: there was no response. The inner one: it is not as it should be.
 async fn ask(
     upstream: &Upstream,
     peer: &Peer,
     probe: &HttpProbe,
     stream: Stream,
     deadline: Instant,
-) -> pingora_core::Result<Response> {
+) -> pingora_core::Result<Result<String, String>> {
     let mut session = open(peer, stream).await?;
     let request = Box::new(request(upstream, peer, probe, matches!(session, HttpSession::H2(_)))?);
     match &mut session {
@@ -67,16 +62,15 @@ async fn ask(
         session => session.write_request_header(request).await?,
     }
     let header = read_header(&mut session).await?;
-    let mut body = BytesMut::new();
-    while body.len() < BODY_MAX
-        && let Some(chunk) = session.read_response_body().await?
+    let mut found = probe.judge_header(&header);
+    if found.is_ok()
+        && let Err(wrong) = probe.judge_body(&read_body(&mut session).await?)
     {
-        body.extend_from_slice(&chunk);
+        found = Err(wrong);
     }
-    body.truncate(BODY_MAX);
-    // A peer that is slow to be closed has answered all the same.
+    // A peer that is slow to be closed has answered all the same: the time that is left is not to run out here.
     let _ = timeout_at(deadline, session.shutdown()).await;
-    Ok(Response { header, body })
+    Ok(found)
 }
 
 /// HTTP as requests would speak it, but on a connection that nobody else uses: Pingora's HTTP/2 connector would put
@@ -140,21 +134,33 @@ async fn read_header(session: &mut HttpSession) -> pingora_core::Result<Response
     }
 }
 
+/// To its end, so that a broken answer is seen to be one, or up to [`BODY_MAX`].
+async fn read_body(session: &mut HttpSession) -> pingora_core::Result<BytesMut> {
+    let mut body = BytesMut::new();
+    while body.len() < BODY_MAX
+        && let Some(chunk) = session.read_response_body().await?
+    {
+        body.extend_from_slice(&chunk);
+    }
+    body.truncate(BODY_MAX);
+    Ok(body)
+}
+
 /// TLS says good-bye; servers log those who do not.
 async fn close(deadline: Instant, mut stream: Stream) {
     let _ = timeout_at(deadline, tokio::io::AsyncWriteExt::shutdown(&mut stream)).await;
 }
 
 impl HttpProbe {
-    /// Is the response as it should be? What was looked at, or what is wrong.
-    fn judge(&self, response: &Response) -> Result<String, String> {
-        let status = response.header.status.as_u16();
+    /// Is the header as it should be? What was looked at, or what is wrong.
+    fn judge_header(&self, header: &ResponseHeader) -> Result<String, String> {
+        let status = header.status.as_u16();
         if !self.statuses.iter().any(|statuses| statuses.contains(status)) {
             let expected: Vec<String> = self.statuses.iter().map(ToString::to_string).collect();
             return Err(format!("status {status}, expected {}", expected.join(", ")));
         }
         for (name, pattern) in &self.header_patterns {
-            let mut values = response.header.headers.get_all(name).iter().peekable();
+            let mut values = header.headers.get_all(name).iter().peekable();
             if values.peek().is_none() {
                 return Err(format!("no header {name}"));
             }
@@ -162,16 +168,26 @@ impl HttpProbe {
                 return Err(format!("header {name} has nothing that matches {:?}", pattern.0.as_str()));
             }
         }
+        Ok(format!("status {status}"))
+    }
+
+    fn judge_body(&self, body: &[u8]) -> Result<(), String> {
         match &self.body_pattern {
-            Some(pattern) if !pattern.0.is_match(&response.body) => {
+            Some(pattern) if !pattern.0.is_match(body) => {
                 Err(format!("the body has nothing that matches {:?}", pattern.0.as_str()))
             }
-            _ => Ok(format!("status {status}")),
+            _ => Ok(()),
         }
     }
 }
 
-/// What is behind the layers of Pingora's error, on one line.
+/// What is at the bottom of Pingora's error, whose layers repeat the address.
 fn reason(error: &Error) -> String {
-    error.to_string().trim().replace('\n', " ")
+    let root = error.root_cause();
+    let kind = error.root_etype().as_str();
+    let detail = match root.downcast_ref::<Error>() {
+        Some(pingora) => pingora.context.as_ref().map(|context| context.as_str().to_owned()),
+        None => Some(root.to_string()),
+    };
+    detail.map_or_else(|| kind.to_owned(), |detail| format!("{kind}: {}", detail.trim().replace('\n', " ")))
 }
