@@ -181,13 +181,18 @@ impl HttpProbe {
     }
 }
 
-/// What is at the bottom of Pingora's error, whose layers repeat the address.
+/// What Pingora's error says, without the addresses that its layers repeat: the log line has them.
 fn reason(error: &Error) -> String {
+    let mut parts = vec![error.root_etype().as_str().to_owned()];
+    let mut layer = Some(error);
+    while let Some(error) = layer {
+        parts.extend(error.context.as_ref().map(|context| context.as_str().to_owned()));
+        layer = error.cause.as_ref().and_then(|cause| cause.downcast_ref::<Box<Error>>()).map(|inner| &**inner);
+    }
     let root = error.root_cause();
-    let kind = error.root_etype().as_str();
-    let detail = match root.downcast_ref::<Error>() {
-        Some(pingora) => pingora.context.as_ref().map(|context| context.as_str().to_owned()),
-        None => Some(root.to_string()),
-    };
-    detail.map_or_else(|| kind.to_owned(), |detail| format!("{kind}: {}", detail.trim().replace('\n', " ")))
+    if !root.is::<Error>() {
+        parts.push(root.to_string());
+    }
+    parts.retain(|part| !part.starts_with("Fail to connect to") && !part.starts_with("local address"));
+    parts.join(": ").replace('\n', " ")
 }
