@@ -26,6 +26,7 @@
 //! - [`pipe`]: the store between a fast upstream and a slow client
 //! - [`peers`]: balancing and failures
 //! - `metrics`, `access_log`, `admin`: what operators see
+//! - `reload`, `certificates`, `upgrade`: what is replaced while it runs, and the process that takes over
 
 extern crate self as millpond;
 
@@ -36,6 +37,7 @@ mod access_log;
 mod admin;
 pub mod app;
 pub mod bufs;
+mod certificates;
 pub mod chain;
 mod client;
 pub mod conf;
@@ -57,6 +59,7 @@ pub mod session;
 mod supervisor;
 pub mod template;
 mod timer;
+mod upgrade;
 mod variables;
 
 pub use app::Millpond;

@@ -45,6 +45,8 @@ pub struct Conf {
 pub struct Admin {
     /// Where its pages are.
     pub listen: Address,
+    /// Clients that are not on this machine may change something too.
+    pub allow_changes: bool,
 }
 
 /// The access log.

@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "`pub` marks what the tests use of the support")]
 
 mod aborts;
+mod admin;
 mod buffering;
 mod chain;
 mod config;
@@ -12,6 +13,7 @@ mod filters;
 mod framing;
 mod observability;
 mod protocols;
+mod reload;
 mod requests;
 mod retries;
 mod routes;
@@ -20,4 +22,5 @@ mod smuggling;
 mod support;
 mod timeouts;
 mod tls_h2;
+mod upgrade;
 mod websocket;

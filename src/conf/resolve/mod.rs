@@ -99,7 +99,8 @@ impl Resolver {
     }
 
     fn admin(&mut self, admin: &raw::Admin) -> Option<Admin> {
-        self.listener(&admin.listen, "admin.listen").map(|listen| Admin { listen })
+        let listen = self.listener(&admin.listen, "admin.listen")?;
+        Some(Admin { listen, allow_changes: admin.allow_changes })
     }
 
     fn access_log(&mut self, log: &raw::AccessLog) -> Option<AccessLog> {
