@@ -6,6 +6,7 @@
 
 mod erased;
 mod redirected;
+mod walk;
 
 use crate::bufs::Bufs;
 use crate::error::{Error, ErrorKind, Result};
@@ -23,6 +24,8 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+#[doc(hidden)]
+pub use walk::Walk;
 
 type Context = dyn Any + Send + Sync;
 type HookFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -356,39 +359,6 @@ async fn log_in(filter: &Filter, session: &mut Session<'_>, error: Option<&Error
     let hook = async { filter.phases.logging(session, error, context).await };
     if AssertUnwindSafe(hook).catch_unwind().await.is_err() {
         log::error!("filter {}: panic in logging", filter.name);
-    }
-}
-
-/// A request's way through a chain without a client, for `benches/hooks.rs`; no part of the public interface.
-#[doc(hidden)]
-pub struct Walk(Pass<'static>);
-
-impl Walk {
-    /// A `GET /` on its way through `chain`.
-    pub fn new(chain: &Arc<Chain>) -> Self {
-        let conf = "upstreams: { none: { servers: [ '127.0.0.1:1' ] } }\n\
-                    services: [ { name: walk, listen: [ '127.0.0.1:1' ], routes: [ { upstream: none } ] } ]";
-        let conf = crate::conf::Conf::parse(conf, "").expect("the text is a configuration");
-        let services = crate::Millpond::new().services(&conf).expect("it names no filters and no files");
-        let (service, route) = (services[0].clone(), services[0].routes[0].clone());
-        let request = RequestHeader::build("GET", b"/", None).expect("the request is well formed");
-        Walk(Pass::new(Session::without_client(request, service, route), chain))
-    }
-
-    /// The request hooks.
-    ///
-    /// # Errors
-    /// A filter's.
-    pub async fn request_filter(&mut self) -> Result<Flow> {
-        self.0.request_filter().await
-    }
-
-    /// The body hooks.
-    ///
-    /// # Errors
-    /// A filter's.
-    pub async fn body_filter(&mut self, run: &mut Bufs) -> Result<()> {
-        self.0.body_filter(run).await.map(|_| ())
     }
 }
 
