@@ -24,7 +24,6 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-#[doc(hidden)]
 pub use walk::Walk;
 
 type Context = dyn Any + Send + Sync;

@@ -58,6 +58,8 @@ impl Failure {
     /// Make a page's header that of the answer.
     fn put_onto(&self, header: &mut ResponseHeader) -> Result<()> {
         header.set_status(self.status)?;
+        // The page's own would contradict it.
+        header.set_reason_phrase(None)?;
         for name in self.headers.keys().filter(|name| !header.headers.contains_key(*name)).cloned().collect::<Vec<_>>()
         {
             for value in self.headers.get_all(&name) {
@@ -193,4 +195,33 @@ fn log_page_failure(session: &Session<'_>, status: u16, page: &ErrorPage, error:
 
 fn place(session: &Session<'_>) -> String {
     format!("{}/{}", session.service().name(), session.route().name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_becomes_the_answer_of_the_failure() {
+        let mut failure = Failure::new(502);
+        for (name, value) in [("retry-after", "1"), ("vary", "a"), ("x-b", "1"), ("x-b", "2")] {
+            failure.headers.append(name, HeaderValue::from_static(value));
+        }
+        let mut page = ResponseHeader::build(200, None).unwrap();
+        page.set_reason_phrase(Some("Fine")).unwrap();
+        page.insert_header("vary", "b").unwrap();
+        failure.put_onto(&mut page).unwrap();
+        assert_eq!((page.status.as_u16(), page.get_reason_phrase()), (502, Some("Bad Gateway")));
+        let values = ["retry-after", "vary", "x-b"].map(|name| page.headers.get_all(name).iter().collect::<Vec<_>>());
+        assert_eq!(values, [vec!["1"], vec!["b"], vec!["1", "2"]]);
+    }
+
+    #[test]
+    fn headers_about_a_body_go_with_it() {
+        let gone = ["content-type", "content-length", "content-encoding", "etag", "last-modified", "accept-ranges"];
+        let stay = ["location", "www-authenticate", "retry-after", "set-cookie", "content-security-policy"];
+        let about = |name: &&'static str| is_about_a_body(&HeaderName::from_static(name));
+        assert!(gone.iter().all(about));
+        assert!(!stay.iter().any(|name| about(&name)));
+    }
 }

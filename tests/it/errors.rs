@@ -277,6 +277,23 @@ async fn a_client_that_has_left_gets_no_page() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_before_its_page_is_there_is_a_499() {
+    let refusing = Refusing::new();
+    let pages = Origin::start(|mut conn| async move {
+        conn.request().await;
+        conn.closed().await;
+    })
+    .await;
+    let proxy = paged(&refusing.address(), pages.address()).start().await;
+    let mut client = proxy.connect().await;
+    client.send_request("GET", "/", "").await;
+    pages.wait("a request", |seen| seen.requests.len() == 1).await;
+    drop(client);
+    assert_eq!(proxy.access_log(1).await[0].field("status"), "499");
+    pages.wait("the connection is closed", |seen| seen.open == 0).await;
+}
+
+#[tokio::test]
 async fn an_answer_that_breaks_off_gets_no_page() {
     let app = Origin::once("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await;
     let pages = Origin::http(|_| reply(200, "sorry")).await;

@@ -97,6 +97,31 @@ async fn the_first_upstream_is_left_at_once_and_its_connection_not_used_again() 
 }
 
 #[tokio::test]
+async fn a_body_that_the_first_upstream_did_not_want_is_nobodys() {
+    let app = Origin::start(|mut conn| async move {
+        while conn.head().await.is_some() {
+            conn.send(to("/files/a", "")).await;
+            conn.closed().await;
+        }
+    })
+    .await;
+    let files = files().await;
+    let proxy = redirecting(app.address(), files.address())
+        .top(json!({ "defaults": { "request_buffering": false, "client_max_body_size": 0 } }))
+        .start()
+        .await;
+    let body = vec![b'x'; 4 * MIB as usize];
+    let mut client = proxy.connect().await;
+    client.send_request("POST", "/", &format!("Content-Length: {}\r\n", body.len())).await;
+    client.send(&body[..1000]).await;
+    assert_eq!(client.response().await.text(), "/files/a");
+    client.send(&body[1000..]).await;
+    client.shutdown().await;
+    assert!(client.closed().await);
+    assert_eq!(files.only_request().body.len(), 0);
+}
+
+#[tokio::test]
 async fn it_is_one_request_with_an_exchange_at_each_upstream() {
     let (app, files) = (Origin::http(|_| to("/files/a", "")).await, files().await);
     let proxy = redirecting(app.address(), files.address()).start().await;
