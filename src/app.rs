@@ -165,8 +165,8 @@ impl Millpond {
         self.serve(conf, Some(args.conf), options)
     }
 
-    /// What runs, made of what is configured. Of the groups `in_use` those that have not changed stay, with their
-    /// connections and what is known of their peers' failures.
+    /// What runs, made of what is configured. Of the groups `in_use` those that have not changed stay; of the others the
+    /// peers that stay keep what is known of them.
     ///
     /// # Errors
     /// Filters that do not exist or refuse their configuration, certificates that cannot be read: all of them.
@@ -174,8 +174,12 @@ impl Millpond {
         let mut errors = Vec::new();
         let mut upstreams = BTreeMap::new();
         for (name, upstream) in &conf.upstreams {
-            let kept = in_use.iter().find(|in_use| in_use.conf == *upstream).cloned();
-            match kept.map_or_else(|| Upstream::new(upstream.clone()).map(Arc::new), Ok) {
+            let before = in_use.iter().find(|in_use| in_use.name() == name);
+            let made = match before {
+                Some(before) if before.conf == *upstream => Ok(before.clone()),
+                before => Upstream::new(upstream.clone(), &conf.server, before.map(|before| &**before)).map(Arc::new),
+            };
+            match made {
                 Ok(upstream) => {
                     upstreams.insert(name.clone(), upstream);
                 }

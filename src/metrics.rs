@@ -98,7 +98,7 @@ static METRICS: Lazy<Metrics> = Lazy::new(|| Metrics {
     upstream_peer_up: metric!(
         register_int_gauge_vec,
         "upstream_peer_up",
-        "1: may be chosen. 0: resting after failures.",
+        "1: may be chosen. 0: resting after failures, unhealthy, drained or down.",
         &["upstream", "peer"]
     ),
     pipe_memory_bytes: metric!(register_int_gauge, "pipe_memory_bytes", "Memory held by all pipes and stored bodies."),
@@ -221,8 +221,9 @@ pub(crate) struct UpstreamMetrics {
 }
 
 impl UpstreamMetrics {
-    pub(crate) fn new<'a>(name: &str, peers: impl Iterator<Item = &'a Arc<str>>) -> Self {
-        let peers: Vec<_> = peers.cloned().collect();
+    /// `peers`: the servers as they are written in the configuration.
+    pub(crate) fn new<'a>(name: &str, peers: impl Iterator<Item = &'a str>) -> Self {
+        let peers: Vec<Arc<str>> = peers.map(Arc::from).collect();
         UpstreamMetrics {
             attempts: Counters::new(),
             connect: METRICS.upstream_connect_seconds.with_label_values(&[name]),
@@ -258,10 +259,18 @@ impl UpstreamMetrics {
         }
     }
 
+    /// Peers that are no longer configured are not to be shown for ever as they were.
+    pub(crate) fn forget_peers(&self, gone: impl Fn(&str) -> bool) {
+        for peer in self.peers.iter().filter(|peer| gone(peer)) {
+            // Listed twice, it is gone already.
+            let _ = METRICS.upstream_peer_up.remove_label_values(&[&self.name, peer]);
+        }
+    }
+
     fn attempt(&self, attempt: &Attempt) {
         let outcome = attempt.outcome.unwrap_or("aborted");
         // A peer that a filter named may come from a request.
-        let peer = self.peers.iter().position(|peer| *peer == attempt.address);
+        let peer = self.peers.iter().position(|peer| *peer == attempt.peer);
         let label = peer.map_or("other", |peer| &*self.peers[peer]);
         self.attempts
             .inc((peer, outcome), || METRICS.upstream_attempts_total.with_label_values(&[&self.name, label, outcome]));

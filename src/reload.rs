@@ -25,6 +25,7 @@ impl Running {
         upstreams: Vec<Arc<Upstream>>,
         file: Option<(Millpond, PathBuf)>,
     ) -> Self {
+        upstreams.iter().for_each(|upstream| upstream.begin());
         let services = services.into_iter().map(|service| Arc::new(ArcSwap::new(service))).collect();
         Running { services, upstreams: Mutex::new(upstreams), file }
     }
@@ -64,7 +65,18 @@ impl Running {
         for (place, service) in self.services.iter().zip(built.services) {
             place.store(service);
         }
-        *self.upstreams.lock() = built.upstreams;
+        let before = std::mem::replace(&mut *self.upstreams.lock(), built.upstreams.clone());
+        hand_over(&before, &built.upstreams);
         Ok(())
+    }
+}
+
+/// Groups that are new begin, those that have been replaced let go.
+fn hand_over(before: &[Arc<Upstream>], now: &[Arc<Upstream>]) {
+    let among =
+        |upstream: &Arc<Upstream>, others: &[Arc<Upstream>]| others.iter().any(|other| Arc::ptr_eq(other, upstream));
+    now.iter().filter(|upstream| !among(upstream, before)).for_each(|upstream| upstream.begin());
+    for gone in before.iter().filter(|upstream| !among(upstream, now)) {
+        gone.retire(now.iter().find(|upstream| upstream.name() == gone.name()).map(|upstream| &**upstream));
     }
 }

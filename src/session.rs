@@ -4,6 +4,7 @@ mod redirects;
 
 use crate::conf::Captures;
 use crate::error::{Error, ErrorKind, Result};
+use crate::peers::Peer;
 use crate::pipe::PipeStats;
 use crate::routes::{Route, Service};
 use bytes::Bytes;
@@ -70,8 +71,10 @@ pub(crate) struct Outcome {
 /// One try at one peer.
 #[derive(Debug, Clone)]
 pub struct Attempt {
-    /// The peer's address, as the configuration wrote it.
+    /// The peer's address: `IP:port` or `unix:/path`.
     pub address: Arc<str>,
+    /// The same as the configuration, or a filter, wrote it.
+    pub(crate) peer: Arc<str>,
     /// The status of the peer's answer, if there was one.
     pub status: Option<u16>,
     /// How it ended, in the words of `millpond_upstream_attempts_total`; `None` while it runs.
@@ -90,9 +93,10 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    pub(crate) fn new(address: Arc<str>) -> Self {
+    pub(crate) fn new(peer: &Peer) -> Self {
         Attempt {
-            address,
+            address: peer.address_text().clone(),
+            peer: peer.name().clone(),
             status: None,
             outcome: None,
             reused: false,

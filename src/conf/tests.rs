@@ -45,7 +45,7 @@ fn every_shipped_file_is_right() {
 fn quickstart_is_what_it_says() {
     let conf = Conf::load(&shipped("quickstart.yaml")).unwrap();
     assert_eq!(conf.admin.unwrap().listen.to_string(), "127.0.0.1:9145");
-    assert_eq!(conf.upstreams["app"].servers[0].address.to_string(), "127.0.0.1:8080");
+    assert_eq!(conf.upstreams["app"].servers[0].addresses[0].to_string(), "127.0.0.1:8080");
     let web = &conf.services[0];
     assert_eq!((web.name.as_str(), web.listen[0].address.to_string().as_str()), ("web", "127.0.0.1:8000"));
     let filters = web.filters.iter().chain(&web.routes[0].filters).map(|filter| filter.name.as_str());

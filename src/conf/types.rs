@@ -85,6 +85,8 @@ pub struct Upstream {
     pub servers: Vec<Server>,
     /// How one is chosen.
     pub balance: Balance,
+    /// What `balance: hash` goes by; there if and only if that is so.
+    pub hash_key: Option<Template>,
     /// The pool.
     pub keepalive: Keepalive,
     /// The HTTP version.
@@ -95,12 +97,12 @@ pub struct Upstream {
     pub tls: Option<UpstreamTls>,
 }
 
-/// One server of an upstream.
+/// One entry in the servers of an upstream: a peer, or several if it is a name with several addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// Where it is.
-    pub address: Address,
-    /// Its address as it is written in the file; several servers share it when it is a name with several addresses.
+    /// Where it is; never empty. A name's addresses are those it had when the file was loaded.
+    pub addresses: Vec<Address>,
+    /// Its address as it is written in the file.
     pub name: String,
     /// Its share, at least 1.
     pub weight: u32,
@@ -108,8 +110,10 @@ pub struct Server {
     pub max_fails: u32,
     /// In which failures are counted, and for which it then rests.
     pub fail_timeout: Duration,
-    /// Requests at one time; 0: unlimited.
+    /// Requests at one time, at each address; 0: unlimited.
     pub max_conns: u32,
+    /// How long it takes to its full weight when it serves again, or joins.
+    pub slow_start: Duration,
     /// Serve only when no other can.
     pub backup: bool,
     /// Out of use.
@@ -123,6 +127,10 @@ pub struct Keepalive {
     pub connections: u32,
     /// How long one may be idle.
     pub timeout: Duration,
+    /// Requests on one connection, at least 1.
+    pub requests: u32,
+    /// How long one is used since it was opened.
+    pub time: Duration,
 }
 
 /// HTTP/2 to an upstream. The connection's window is `streams × window`.
@@ -147,6 +155,8 @@ pub struct UpstreamTls {
     pub cert_file: Option<PathBuf>,
     /// Its key.
     pub key_file: Option<PathBuf>,
+    /// Made of what was in the files, so that a reload sees when they have been replaced.
+    pub files_hash: u64,
 }
 
 /// Listeners with their routes.

@@ -19,6 +19,14 @@ pub enum Balance {
     /// nginx's smooth weighted round robin.
     #[default]
     RoundRobin,
+    /// The server with the fewest requests for its weight.
+    LeastConn,
+    /// Two servers at random, the one with fewer requests for its weight.
+    Random,
+    /// By the client's address, as nginx's `ip_hash`.
+    IpHash,
+    /// By `hash_key`, on nginx's consistent (ketama) ring.
+    Hash,
 }
 
 /// The HTTP version of an upstream.
@@ -70,7 +78,13 @@ impl Word for Balance {
     const NAME: &'static str = "Balance";
 
     fn words() -> Vec<(Value, Self)> {
-        vec![(json!("round_robin"), Balance::RoundRobin)]
+        vec![
+            (json!("round_robin"), Balance::RoundRobin),
+            (json!("least_conn"), Balance::LeastConn),
+            (json!("random"), Balance::Random),
+            (json!("ip_hash"), Balance::IpHash),
+            (json!("hash"), Balance::Hash),
+        ]
     }
 }
 

@@ -7,6 +7,7 @@ use super::wire::Wire;
 use crate::chain::Pass;
 use crate::client::ClientBody;
 use crate::error::{Error, ErrorKind, Result};
+use crate::peers::pool::{Connection, Usage};
 use crate::peers::{Peer, Upstream};
 use crate::protocol::BodyLength;
 use pingora_core::protocols::Stream;
@@ -22,9 +23,15 @@ use std::time::{Duration, Instant};
 /// What a connection attempt gives.
 pub(crate) enum Connected {
     /// A stream for a codec.
-    Stream(Stream, bool),
+    Stream(Connection, bool),
     /// An HTTP/2 stream.
     Http2(Box<Http2Session>, bool),
+}
+
+impl Connected {
+    pub(super) fn new_stream(stream: Stream) -> Self {
+        Connected::Stream(Connection { stream, usage: Usage::new() }, false)
+    }
 }
 
 /// Open the attempt's wire. `fresh`: not from the pool. The client is watched, and read, meanwhile.
@@ -43,8 +50,8 @@ pub(crate) async fn connect(
     note_connected(pass, upstream, matches!(connected, Connected::Stream(_, true) | Connected::Http2(_, true)));
     let limits = Limits { send: timeouts.send, read: timeouts.read, header_size };
     match connected {
-        Connected::Stream(stream, reused) => {
-            let wire = ByteStream::new(stream, reused, upstream, peer, &request, length, limits);
+        Connected::Stream(connection, reused) => {
+            let wire = ByteStream::new(connection, reused, upstream, peer, &request, length, limits);
             Ok(Box::new(wire.map_err(Failed::ours)?))
         }
         Connected::Http2(session, reused) => {
@@ -121,13 +128,13 @@ async fn pooled(upstream: &Upstream, peer: &Peer) -> Result<Option<Connected>> {
     {
         return Ok(Some(Connected::Http2(Box::new(session), true)));
     }
-    Ok(upstream.pool.take(peer.reuse_hash()).map(|stream| Connected::Stream(stream, true)))
+    Ok(upstream.pool.take(peer.reuse_hash()).map(|connection| Connected::Stream(connection, true)))
 }
 
 async fn connect_new(upstream: &Upstream, peer: &Peer) -> pingora_core::Result<Connected> {
     match &upstream.connectors.http2 {
         Some(connector) => http2::connect(connector, peer).await,
-        None => Ok(Connected::Stream(upstream.connectors.transport.new_stream(peer).await?, false)),
+        None => Ok(Connected::new_stream(upstream.connectors.transport.new_stream(peer).await?)),
     }
 }
 

@@ -4,6 +4,7 @@ use super::send_request::ByteStream;
 use crate::access_log;
 use crate::error::{Error, ErrorKind};
 use crate::metrics;
+use crate::peers::pool::Connection;
 use crate::session::Session;
 use pingora_core::upstreams::peer::Peer as _;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use std::time::Instant;
 /// whole, and the codec has nothing against it.
 pub(super) fn release(wire: ByteStream) {
     if wire.request_written() && wire.message_done && wire.codec.keepalive() {
-        wire.upstream.pool.put(wire.peer.reuse_hash(), wire.stream);
+        wire.upstream.pool.put(wire.peer.reuse_hash(), Connection { stream: wire.stream, usage: wire.usage });
     }
 }
 

@@ -28,7 +28,7 @@ use std::task::{Context, Poll, ready};
 pub(super) async fn connect(connector: &Connector, peer: &Peer) -> pingora_core::Result<Connected> {
     match connector.new_http_session::<Peer, ()>(peer).await? {
         HttpSession::H2(session) => Ok(Connected::Http2(Box::new(session), false)),
-        HttpSession::H1(session) => Ok(Connected::Stream(session.into_inner(), false)),
+        HttpSession::H1(session) => Ok(Connected::new_stream(session.into_inner())),
         HttpSession::Custom(()) => {
             Err(pingora_core::Error::explain(pingora_core::ErrorType::ConnectError, "not an HTTP connection"))
         }

@@ -64,7 +64,7 @@ pub(crate) async fn exchange(
     let mut next = NextUpstream::new(pass, upstream);
     loop {
         let chosen = choose(pass, upstream, &next).await?;
-        next.tried(chosen.index());
+        next.tried(chosen.member());
         let mut fresh = false;
         let failed = loop {
             match attempt(pass, upstream, &chosen, body, client, fresh).await {
@@ -100,7 +100,7 @@ pub(crate) async fn exchange(
 async fn choose(pass: &mut Pass<'_>, upstream: &Arc<Upstream>, next: &NextUpstream) -> Result<Chosen> {
     match pass.upstream_peer().await? {
         Some(peer) => Ok(Chosen::named(peer)),
-        None => upstream.choose(next.peers_tried()).map_err(|error| next.last_error(error)),
+        None => upstream.choose(next.peers_tried(), &pass.session).map_err(|error| next.last_error(error)),
     }
 }
 
@@ -137,7 +137,7 @@ async fn attempt(
     client: &mut ClientBody,
     fresh: bool,
 ) -> Result<Answered, Failed> {
-    pass.session.attempts_mut().push(Attempt::new(chosen.peer.name().clone()));
+    pass.session.attempts_mut().push(Attempt::new(&chosen.peer));
     let request = start::upstream_request(pass, upstream, &chosen.peer, body).await.map_err(Failed::ours)?;
     let mut wire = connect(pass, upstream, &chosen.peer, request, body.length(), client, fresh).await?;
     if body.rewind().is_err() {

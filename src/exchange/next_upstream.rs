@@ -4,7 +4,7 @@ use super::request_body::RequestBody;
 use crate::chain::Pass;
 use crate::conf;
 use crate::error::{Error, ErrorKind};
-use crate::peers::Upstream;
+use crate::peers::{Member, Upstream};
 use crate::routes::Route;
 use http::Method;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// The rules and the count of one exchange.
 pub(crate) struct NextUpstream {
     route: Arc<Route>,
-    tried: Vec<usize>,
+    tried: Vec<Arc<Member>>,
     tries_left: u32,
     /// Where there is a time limit.
     started: Option<Instant>,
@@ -39,13 +39,13 @@ impl NextUpstream {
     }
 
     /// A peer is about to be tried.
-    pub(crate) fn tried(&mut self, member: Option<usize>) {
+    pub(crate) fn tried(&mut self, member: Option<&Arc<Member>>) {
         self.tries_left = self.tries_left.saturating_sub(1);
-        self.tried.extend(member);
+        self.tried.extend(member.cloned());
     }
 
     /// The members of the group that have had their try.
-    pub(crate) fn peers_tried(&self) -> &[usize] {
+    pub(crate) fn peers_tried(&self) -> &[Arc<Member>] {
         &self.tried
     }
 

@@ -2,6 +2,7 @@
 
 use super::request_body::RequestBody;
 use crate::error::{Error, ErrorKind, Result};
+use crate::peers::pool::{Connection, Usage};
 use crate::peers::{Peer, Upstream};
 use crate::protocol::{BodyLength, Codec};
 use crate::timer::Timer;
@@ -22,6 +23,7 @@ const IO_SLICES: usize = 8;
 /// A codec over a raw stream to one peer, for one attempt.
 pub(crate) struct ByteStream {
     pub(super) stream: Stream,
+    pub(super) usage: Usage,
     pub(super) codec: Box<dyn Codec>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) peer: Peer,
@@ -63,7 +65,7 @@ impl ByteStream {
     /// # Errors
     /// The request cannot be said in the upstream's protocol.
     pub(crate) fn new(
-        stream: Stream,
+        connection: Connection,
         reused: bool,
         upstream: &Arc<Upstream>,
         peer: &Peer,
@@ -75,7 +77,8 @@ impl ByteStream {
         let mut head = BytesMut::with_capacity(1024);
         codec.create_request(request, length, &mut head)?;
         Ok(ByteStream {
-            stream,
+            stream: connection.stream,
+            usage: connection.usage,
             codec,
             upstream: upstream.clone(),
             peer: peer.clone(),

@@ -1,74 +1,109 @@
-//! Upstream groups: which peer is tried next, and what is remembered of its failures.
+//! Upstream groups: which peer is tried next, and what is remembered of each.
 //!
-//! The rules are those of nginx's `ngx_http_upstream_round_robin`: smooth weighted round robin, `max_fails` within
-//! `fail_timeout`, backups only when no other peer can serve. pingora-load-balancing has no passive failure counting, no
-//! backups and no `max_conns`, so it is not used for this.
+//! ```text
+//! Upstream    a group by its name: settings, connectors, pool, and the peers as they are now
+//! group       those peers; another group takes its place when they change
+//! member      one peer in its group, and what outlives a reload
+//! standing    failures, health, weight: nginx's rules
+//! balance     how the next peer is chosen
+//! pool        idle connections
+//! ```
 
+mod balance;
 pub(crate) mod cert;
+mod group;
+mod member;
 mod peer;
-mod pool;
-mod round_robin;
+pub(crate) mod pool;
+mod standing;
 
+pub(crate) use member::{Member, State};
 pub use peer::Peer;
+pub(crate) use standing::Health;
 
 use crate::conf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::UpstreamMetrics;
 use crate::protocol::{Protocol, http1::Http1};
+use crate::session::Session;
+use arc_swap::ArcSwap;
+use balance::Key;
+use group::{Addresses, Group};
 use parking_lot::Mutex;
 use peer::Connectors;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::upstreams::peer::Peer as _;
 use pool::Pool;
-use round_robin::RoundRobin;
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 /// A named group of peers with its connections, protocol and settings.
 pub struct Upstream {
     pub(crate) conf: conf::Upstream,
-    pub(crate) connectors: Connectors,
-    pub(crate) pool: Pool,
+    pub(crate) connectors: Arc<Connectors>,
+    pub(crate) pool: Arc<Pool>,
     pub(crate) protocol: Arc<dyn Protocol>,
     pub(crate) metrics: UpstreamMetrics,
-    members: Vec<Member>,
-    balance: Mutex<RoundRobin>,
-}
-
-struct Member {
-    peer: Peer,
-    max_conns: u32,
-    /// Attempts that hold a connection to it.
-    active: AtomicU32,
+    /// Where the peers are now. Locked while the group is made anew.
+    addresses: Mutex<Addresses>,
+    group: ArcSwap<Group>,
 }
 
 /// The peer of one attempt. Dropping it gives its place under `max_conns` back.
 pub(crate) struct Chosen {
     pub(crate) peer: Peer,
     /// Its place in the group; `None` for a peer that a filter named.
-    member: Option<(Arc<Upstream>, usize)>,
+    member: Option<(Arc<Upstream>, Arc<Member>)>,
 }
 
 impl Upstream {
-    /// Make the connectors of a group and read its certificates.
+    /// Make the connectors of a group and read its certificates. Peers that the group had `before` keep what is known of
+    /// them, and their connections if these are made in the same way. Nothing changes for them until it
+    /// [begins](Self::begin).
     ///
     /// # Errors
     /// A certificate, key or CA file cannot be read; the text says which.
-    pub fn new(conf: conf::Upstream) -> Result<Self, String> {
-        let connectors = Connectors::new(&conf)?;
-        let members = conf
-            .servers
-            .iter()
-            .map(|server| Member {
-                peer: connectors.peer(&server.address, &server.name),
-                max_conns: server.max_conns,
-                active: AtomicU32::new(0),
-            })
-            .collect::<Vec<_>>();
-        let metrics = UpstreamMetrics::new(&conf.name, members.iter().map(|member| member.peer.name()));
-        let balance = Mutex::new(RoundRobin::new(&conf.servers));
-        let pool = Pool::new(conf.keepalive.connections, conf.keepalive.timeout, metrics.idle());
-        let upstream = Upstream { connectors, pool, protocol: Arc::new(Http1), metrics, members, balance, conf };
-        upstream.show_peers();
-        Ok(upstream)
+    pub(crate) fn new(conf: conf::Upstream, server: &ServerConf, before: Option<&Upstream>) -> Result<Self, String> {
+        let inherited = before.filter(|before| same_connections(&before.conf, &conf));
+        let metrics = UpstreamMetrics::new(&conf.name, conf.servers.iter().map(|server| server.name.as_str()));
+        let (connectors, pool) = match inherited {
+            Some(before) => (before.connectors.clone(), before.pool.clone()),
+            None => (Arc::new(Connectors::new(&conf, server)?), Arc::new(Pool::new(conf.keepalive, metrics.idle()))),
+        };
+        let addresses = conf.servers.iter().map(|server| server.addresses.clone()).collect();
+        let group_before = before.map(|before| before.group.load_full());
+        let group = Group::new(&conf, &addresses, &connectors, group_before.as_deref());
+        Ok(Upstream {
+            connectors,
+            pool,
+            protocol: Arc::new(Http1),
+            metrics,
+            addresses: Mutex::new(addresses),
+            group: ArcSwap::from_pointee(group),
+            conf,
+        })
+    }
+
+    /// It is in use from now on.
+    pub(crate) fn begin(&self) {
+        self.pool.configure(self.conf.keepalive);
+        self.group.load().members().iter().for_each(|member| member.begin());
+        self.show_peers();
+    }
+
+    /// Another upstream has taken this one's place, or nothing has: what only it holds is let go of. Requests in flight
+    /// go on.
+    pub(crate) fn retire(&self, successor: Option<&Upstream>) {
+        match successor {
+            Some(successor) if Arc::ptr_eq(&self.pool, &successor.pool) => successor.close_unused(&self.group()),
+            _ => self.pool.shut(),
+        }
+        let stays = |name: &str| {
+            successor.is_some_and(|successor| successor.conf.servers.iter().any(|server| server.name == name))
+        };
+        self.metrics.forget_peers(|name| !stays(name));
     }
 
     /// The group's name in the configuration; a metrics label.
@@ -87,53 +122,118 @@ impl Upstream {
         Ok(self.connectors.peer(&parsed, address))
     }
 
+    /// The peers as they are now.
+    pub(crate) fn group(&self) -> Arc<Group> {
+        self.group.load_full()
+    }
+
+    /// The name of the entry `server` has other addresses now. Peers that stay keep what is known of them.
+    pub(crate) fn set_addresses(&self, server: usize, found: Vec<SocketAddr>) {
+        let found: Vec<_> = found.into_iter().map(conf::Address::Inet).collect();
+        let mut addresses = self.addresses.lock();
+        match addresses.get_mut(server) {
+            Some(known) if *known != found => *known = found,
+            _ => return,
+        }
+        let before = self.group.load_full();
+        self.group.store(Arc::new(Group::new(&self.conf, &addresses, &self.connectors, Some(&before))));
+        drop(addresses);
+        self.close_unused(&before);
+        self.show_peers();
+    }
+
+    /// Close the idle connections to peers that are not to be used, or were in the group `before` and are no more.
+    fn close_unused(&self, before: &Group) {
+        let keys = |group: &Group, used: bool| -> HashSet<u64> {
+            let members = group.members().iter().filter(|member| !used || member.state() == State::Up);
+            members.map(|member| member.peer.reuse_hash()).collect()
+        };
+        let group = self.group.load();
+        let known = &keys(before, false) | &keys(&group, false);
+        self.pool.close(&known - &keys(&group, true));
+    }
+
+    /// The operator wants this of the peers with that address or name, or of all of them. Says how many these are.
+    pub(crate) fn set_state(&self, peer: Option<&str>, state: State) -> usize {
+        let group = self.group.load();
+        let mut found = 0;
+        for member in group.named(peer) {
+            found += 1;
+            if member.set_state(state) {
+                log::info!("upstream {}: peer {} is set to {state:?}", self.name(), member.peer);
+            }
+        }
+        if found > 0 {
+            self.close_unused(&group);
+            self.show_peers();
+        }
+        found
+    }
+
+    /// A verdict of the health checks. `true` if it is news.
+    pub(crate) fn set_health(&self, member: &Member, health: Health) -> bool {
+        let changed = member.set_health(health);
+        if changed {
+            self.show_server(member.server);
+        }
+        changed
+    }
+
     /// The peers and how they stand, for the operator.
     pub(crate) fn status(&self) -> serde_json::Value {
-        let balance = self.balance.lock();
-        let peers: Vec<_> = self
-            .members
-            .iter()
-            .enumerate()
-            .map(|(index, member)| {
-                serde_json::json!({
-                    "address": &**member.peer.name(),
-                    "up": balance.is_up(index),
-                    "active": member.active.load(Ordering::Relaxed),
-                })
-            })
-            .collect();
-        serde_json::json!({ "peers": peers })
+        let now = Instant::now();
+        let peers: Vec<_> = self.group.load().members().iter().map(|member| member.status(now)).collect();
+        serde_json::json!({ "balance": self.conf.balance, "idle": self.pool.len(), "peers": peers })
     }
 
     /// What metrics say of the peers. Called now and then, since a peer's rest ends without an event.
     pub(crate) fn show_peers(&self) {
-        let balance = self.balance.lock();
-        (0..self.members.len()).for_each(|index| self.metrics.peer_up(index, balance.is_up(index)));
+        (0..self.conf.servers.len()).for_each(|server| self.show_server(server));
+    }
+
+    /// A name is up while one of its addresses is; so is an entry that is listed twice.
+    fn show_server(&self, server: usize) {
+        let now = Instant::now();
+        let name = &self.conf.servers[server].name;
+        let up = self.group.load().members().iter().any(|member| **member.peer.name() == **name && member.is_up(now));
+        self.metrics.peer_up(server, up);
     }
 
     /// How many peers may be tried for one request at the most.
     pub(crate) fn tries(&self) -> u32 {
-        self.conf.servers.iter().filter(|server| !server.down).count() as u32
+        self.group.load().members().iter().filter(|member| member.state() == State::Up).count() as u32
+    }
+
+    /// What the choice for this request goes by.
+    fn key(&self, session: &Session<'_>) -> Key {
+        match (self.conf.balance, &self.conf.hash_key) {
+            (conf::Balance::Hash, Some(key)) => Key::Text(key.render(session).into_owned()),
+            (conf::Balance::IpHash, _) => Key::Address(session.remote_addr().map(|address| address.ip())),
+            _ => Key::None,
+        }
     }
 
     /// Choose a peer that is not among `tried`.
     ///
     /// # Errors
     /// [`ErrorKind::NoLivePeer`] when every peer is down, resting, full or tried.
-    pub(crate) fn choose(self: &Arc<Self>, tried: &[usize]) -> Result<Chosen> {
-        let full = |index: usize| {
-            let member = &self.members[index];
-            member.max_conns > 0 && member.active.load(Ordering::Relaxed) >= member.max_conns
-        };
-        // Locked until the place is taken: two threads must not both find the last one free.
-        let mut balance = self.balance.lock();
-        let index = balance
-            .choose(|index| !tried.contains(&index) && !full(index))
+    pub(crate) fn choose(self: &Arc<Self>, tried: &[Arc<Member>], session: &Session<'_>) -> Result<Chosen> {
+        let key = self.key(session);
+        let group = self.group.load();
+        let member = group
+            .choose(tried, &key)
             .ok_or_else(|| Error::new(ErrorKind::NoLivePeer, format!("upstream {}: no live peer", self.name())))?;
-        self.members[index].active.fetch_add(1, Ordering::Relaxed);
         self.metrics.active(1);
-        Ok(Chosen { peer: self.members[index].peer.clone(), member: Some((self.clone(), index)) })
+        Ok(Chosen { peer: member.peer.clone(), member: Some((self.clone(), member.clone())) })
     }
+}
+
+/// Would the two make the same connections to a peer?
+fn same_connections(a: &conf::Upstream, b: &conf::Upstream) -> bool {
+    let made = |conf: &conf::Upstream| {
+        (conf.protocol, conf.http_version, conf.http2, conf.keepalive.connections > 0, conf.keepalive.timeout)
+    };
+    made(a) == made(b) && a.tls == b.tls
 }
 
 impl Chosen {
@@ -142,24 +242,33 @@ impl Chosen {
         Chosen { peer, member: None }
     }
 
-    /// Its index, to be left out by the next choice.
-    pub(crate) fn index(&self) -> Option<usize> {
-        self.member.as_ref().map(|(_, index)| *index)
+    /// Its place in the group, to be left out by the next choice.
+    pub(crate) fn member(&self) -> Option<&Arc<Member>> {
+        self.member.as_ref().map(|(_, member)| member)
     }
 
     /// Remember a failure (or, with `false`, a success) of this peer.
     pub(crate) fn report(&self, failed: bool) {
-        let Some((upstream, index)) = &self.member else { return };
-        let mut balance = upstream.balance.lock();
-        balance.report(*index, failed);
-        upstream.metrics.peer_up(*index, balance.is_up(*index));
+        let Some((upstream, member)) = &self.member else { return };
+        let mut standing = member.standing();
+        let changed = match failed {
+            true => {
+                standing.fail(&member.rules);
+                true
+            }
+            false => standing.succeed(&member.rules),
+        };
+        drop(standing);
+        if changed {
+            upstream.show_server(member.server);
+        }
     }
 }
 
 impl Drop for Chosen {
     fn drop(&mut self) {
-        if let Some((upstream, index)) = &self.member {
-            upstream.members[*index].active.fetch_sub(1, Ordering::Relaxed);
+        if let Some((upstream, member)) = &self.member {
+            member.leave();
             upstream.metrics.active(-1);
         }
     }

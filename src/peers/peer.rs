@@ -5,6 +5,7 @@ use ahash::AHasher;
 use pingora_core::connectors::{ConnectorOptions, TransportConnector, http::v2};
 use pingora_core::protocols::ALPN;
 use pingora_core::protocols::l4::socket::SocketAddr;
+use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::{Peer as PingoraPeer, PeerOptions};
 use pingora_core::utils::tls::CertKey;
 use std::fmt;
@@ -20,6 +21,7 @@ pub struct Peer(Arc<Inner>);
 
 struct Inner {
     address: SocketAddr,
+    address_text: Arc<str>,
     name: Arc<str>,
     tls: bool,
     server_name: String,
@@ -39,17 +41,31 @@ impl Peer {
     pub fn address(&self) -> &SocketAddr {
         &self.0.address
     }
+
+    /// The same as text: `IP:port` or `unix:/path`. It differs from the [`name`](Self::name) where that is looked up.
+    pub fn address_text(&self) -> &Arc<str> {
+        &self.0.address_text
+    }
+
+    /// The same place under the same name?
+    pub(super) fn is_same(&self, other: &Peer) -> bool {
+        self.0.name == other.0.name && self.0.address_text == other.0.address_text
+    }
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.name)
+        f.write_str(&self.0.name)?;
+        match self.0.name == self.0.address_text {
+            true => Ok(()),
+            false => write!(f, " ({})", self.0.address_text),
+        }
     }
 }
 
 impl fmt::Debug for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Peer({})", self.0.name)
+        write!(f, "Peer({self})")
     }
 }
 
@@ -100,12 +116,15 @@ pub(crate) struct Connectors {
 }
 
 impl Connectors {
-    pub(super) fn new(conf: &conf::Upstream) -> Result<Self, String> {
-        let mut connector = ConnectorOptions::new(conf.keepalive.connections as usize);
+    pub(super) fn new(conf: &conf::Upstream, server: &ServerConf) -> Result<Self, String> {
+        let mut connector = ConnectorOptions::from_server_conf(server);
+        connector.keepalive_pool_size = conf.keepalive.connections as usize;
         let mut options = PeerOptions::new();
         let mut client_cert = None;
         if let Some(tls) = &conf.tls {
-            connector.ca_file = tls.ca_file.as_ref().map(|path| path.to_string_lossy().into_owned());
+            if let Some(ca_file) = &tls.ca_file {
+                connector.ca_file = Some(ca_file.to_string_lossy().into_owned());
+            }
             options.verify_cert = tls.verify;
             options.verify_hostname = tls.verify;
             if let (Some(cert), Some(key)) = (&tls.cert_file, &tls.key_file) {
@@ -137,6 +156,7 @@ impl Connectors {
 
     /// The peer at `address`, reached with this upstream's settings.
     pub(super) fn peer(&self, address: &conf::Address, name: &str) -> Peer {
+        let address_text: Arc<str> = address.to_string().into();
         let address = match address {
             conf::Address::Inet(address) => SocketAddr::Inet(*address),
             conf::Address::Unix(path) => {
@@ -149,7 +169,8 @@ impl Connectors {
         Peer(Arc::new(Inner {
             reuse_hash: hasher.finish(),
             address,
-            name: name.into(),
+            name: if *name == *address_text { address_text.clone() } else { name.into() },
+            address_text,
             tls: self.tls,
             server_name: self.server_name.clone(),
             client_cert: self.client_cert.clone(),

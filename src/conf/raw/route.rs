@@ -25,7 +25,8 @@ pub struct Route {
     /// The `Host` of the upstream's request: `preserve`, `upstream` (the server's name as it is written), or a
     /// template. Default: `preserve`.
     pub host: String,
-    /// Headers of the upstream's request, by templates; an empty value removes. Default: none.
+    /// Headers of the upstream's request, by templates; an empty value removes. Those for one hop only (`Connection`,
+    /// `Upgrade`) are seen to in any case, and left out. Default: none.
     pub set_headers: BTreeMap<String, String>,
     /// Headers of the upstream's response that the client does not see. Default: none.
     pub hide_headers: Vec<String>,

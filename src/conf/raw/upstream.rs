@@ -15,8 +15,12 @@ pub struct Upstream {
     /// At least one: `IP:port`, `name:port`, `unix:/path`, or a mapping with more. A name is looked up when the file is
     /// loaded, and each of its addresses is a server.
     pub servers: Vec<Server>,
-    /// How a server is chosen: `round_robin`, smooth and weighted. Default: `round_robin`.
+    /// How a server is chosen: `round_robin`, smooth and weighted; `least_conn`, the fewest requests for its weight;
+    /// `random`, the better of two; `ip_hash`, by the client's address; `hash`, by `hash_key`, consistent. Default:
+    /// `round_robin`.
     pub balance: Balance,
+    /// What `balance: hash` goes by, a template: `$request_uri`. Default: absent, required with `balance: hash`.
+    pub hash_key: Option<String>,
     /// Connections that are kept for the next request.
     pub keepalive: Keepalive,
     /// HTTP to the servers: `1`, `2`, or `auto` for what TLS negotiates. Default: `1`.
@@ -52,6 +56,8 @@ pub struct ServerOptions {
     pub fail_timeout: Time,
     /// Requests at one time; 0: unlimited. Default: `0`.
     pub max_conns: u32,
+    /// How long it takes to its full weight when it serves again, or joins; 0: none. Default: `0s`.
+    pub slow_start: Time,
     /// Serve only when no other can. Default: `false`.
     pub backup: bool,
     /// Out of use. Default: `false`.
@@ -66,6 +72,7 @@ impl Default for ServerOptions {
             max_fails: 1,
             fail_timeout: seconds(10),
             max_conns: 0,
+            slow_start: seconds(0),
             backup: false,
             down: false,
         }
@@ -80,11 +87,15 @@ pub struct Keepalive {
     pub connections: u32,
     /// How long one may be idle. Default: `60s`.
     pub timeout: Time,
+    /// Requests on one connection, which is closed after them. Default: `1000`.
+    pub requests: u32,
+    /// How long one is used since it was opened; then it is closed behind its request. Default: `1h`.
+    pub time: Time,
 }
 
 impl Default for Keepalive {
     fn default() -> Self {
-        Keepalive { connections: 128, timeout: seconds(60) }
+        Keepalive { connections: 128, timeout: seconds(60), requests: 1000, time: seconds(3600) }
     }
 }
 

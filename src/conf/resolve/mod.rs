@@ -7,12 +7,13 @@ mod service;
 mod upstream;
 
 use super::errors::{ConfErrors, shown};
-use super::source::{Source, key_path};
+use super::source::{Source, item_path, key_path};
 use super::units::Time;
 use super::{AccessLog, Address, Admin, Conf, ErrorPage, LogFormat, near, raw};
 use pingora_core::server::configuration::ServerConf;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -72,10 +73,29 @@ impl Resolver {
     /// Pingora's struct would tell of the first wrong key only.
     fn server_key(&mut self, key: &str, value: &Value) {
         let alone = Map::from_iter([(key.to_owned(), value.clone())]);
+        if key.starts_with("client_bind_to_ip") {
+            self.bind_addresses(key, value);
+        }
         if let Err(error) = serde_json::from_value::<ServerConf>(Value::Object(alone)) {
             let reason = error.to_string();
             let expected = reason.rsplit_once("expected ").map_or(reason.as_str(), |(_, expected)| expected);
             self.error(&key_path("server", key), shown(value), expected);
+        }
+    }
+
+    /// Pingora panics on what is no address.
+    fn bind_addresses(&mut self, key: &str, value: &Value) {
+        for (index, address) in value.as_array().into_iter().flatten().enumerate() {
+            let text = address.as_str().unwrap_or_default();
+            let is_right = match key {
+                "client_bind_to_ipv4" => text.parse::<Ipv4Addr>().is_ok(),
+                _ => text.parse::<Ipv6Addr>().is_ok(),
+            };
+            if address.is_string() && !is_right {
+                let version = if key == "client_bind_to_ipv4" { "4" } else { "6" };
+                let path = item_path(&key_path("server", key), index);
+                self.wrong(&path, text, format!("an IPv{version} address of this machine"));
+            }
         }
     }
 

@@ -223,24 +223,39 @@ fn a_route_without_upstream_needs_a_filter() {
 }
 
 #[test]
+fn an_address_to_connect_from_is_one() {
+    let mut wrong = file(json!({ "servers": ["127.0.0.1:1"] }), json!({ "upstream": "app" }));
+    wrong["server"] = json!({ "client_bind_to_ipv4": ["127.0.0.1", "::1"], "client_bind_to_ipv6": ["localhost"] });
+    let errors = conf(wrong).map(|_| ()).unwrap_err();
+    assert_eq!(
+        errors,
+        [
+            r#"server.client_bind_to_ipv4[1]: found "::1", expected an IPv4 address of this machine"#,
+            r#"server.client_bind_to_ipv6[0]: found "localhost", expected an IPv6 address of this machine"#,
+        ]
+    );
+}
+
+#[test]
 fn servers_have_nginx_defaults() {
     let full = json!({ "address": "[::1]:81", "weight": 5, "max_fails": 0, "fail_timeout": 0, "max_conns": 7,
         "backup": true, "down": true });
     let upstream = with_upstream(json!({ "servers": ["127.0.0.1:80", full, "unix:/run/a.sock"] })).unwrap();
     let server = Server {
-        address: Address::Inet("127.0.0.1:80".parse().unwrap()),
+        addresses: vec![Address::Inet("127.0.0.1:80".parse().unwrap())],
         name: "127.0.0.1:80".into(),
         weight: 1,
         max_fails: 1,
         fail_timeout: Duration::from_secs(10),
         max_conns: 0,
+        slow_start: Duration::ZERO,
         backup: false,
         down: false,
     };
     assert_eq!(upstream.servers[0], server);
-    assert_eq!(upstream.servers[1].address.to_string(), "[::1]:81");
+    assert_eq!(upstream.servers[1].addresses[0].to_string(), "[::1]:81");
     assert_eq!((upstream.servers[1].weight, upstream.servers[1].backup, upstream.servers[1].down), (5, true, true));
-    assert_eq!(upstream.servers[2].address, Address::Unix("/run/a.sock".into()));
+    assert_eq!(upstream.servers[2].addresses, [Address::Unix("/run/a.sock".into())]);
     assert_eq!(upstream.http_version, HttpVersion::Http1);
 }
 
@@ -259,7 +274,20 @@ fn what_makes_no_sense_in_an_upstream_is_an_error() {
         (json!({ "servers": [{ "address": "127.0.0.1:1", "weight": -1 }] }), "servers[0].weight"),
         (json!({ "servers": [{ "address": "127.0.0.1:1", "fail_timeout": 0 }] }), "servers[0].fail_timeout"),
         (with("http_version", json!(3)), "http_version"),
-        (with("balance", json!("least_conn")), "balance"),
+        (with("balance", json!("fair")), "balance"),
+        (with("balance", json!("hash")), "hash_key"),
+        (with("hash_key", json!("$uri")), "hash_key"),
+        (json!({ "servers": ["127.0.0.1:1"], "balance": "hash", "hash_key": "$nothing" }), "hash_key"),
+        (
+            json!({ "servers": [{ "address": "127.0.0.1:1", "slow_start": "1s" }], "balance": "ip_hash" }),
+            "servers[0].slow_start",
+        ),
+        (
+            json!({ "servers": [{ "address": "127.0.0.1:1", "weight": 10001 }], "balance": "hash", "hash_key": "$uri" }),
+            "servers",
+        ),
+        (with("keepalive", json!({ "requests": 0 })), "keepalive.requests"),
+        (with("keepalive", json!({ "time": 0 })), "keepalive.time"),
         (with("protocol", json!("memcached")), "protocol"),
         (with("keepalive", json!({ "timeout": 0 })), "keepalive.timeout"),
         (with("http2", json!({ "streams": 0 })), "http2.streams"),

@@ -3,9 +3,15 @@
 use super::Resolver;
 use super::files::host_and_port;
 use crate::conf::source::{item_path, key_path};
-use crate::conf::{Http2, Keepalive, Server, Upstream, UpstreamTls, raw};
+use crate::conf::{Balance, Http2, Keepalive, Server, Upstream, UpstreamTls, raw};
+use crate::template::Template;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// nginx's ring has 160 points for each unit of weight; each costs 8 bytes.
+const MAX_RING_WEIGHT: u64 = 10_000;
 
 impl Resolver {
     pub(super) fn upstreams(&mut self, raw: &raw::Conf) -> BTreeMap<String, Upstream> {
@@ -17,10 +23,12 @@ impl Resolver {
         let path = key_path("upstreams", name);
         let servers = self.servers(&raw.servers, &key_path(&path, "servers"));
         let tls_path = key_path(&path, "tls");
+        self.fits_balance(raw, &servers, &path);
         Upstream {
             name: name.to_owned(),
             protocol: raw.protocol,
             balance: raw.balance,
+            hash_key: self.hash_key(raw, &path),
             keepalive: self.keepalive(&raw.keepalive, &key_path(&path, "keepalive")),
             http_version: raw.http_version,
             http2: self.http2(&raw.http2, &key_path(&path, "http2")),
@@ -29,16 +37,47 @@ impl Resolver {
         }
     }
 
+    fn hash_key(&mut self, raw: &raw::Upstream, path: &str) -> Option<Template> {
+        let path = key_path(path, "hash_key");
+        match (&raw.hash_key, raw.balance) {
+            (Some(key), Balance::Hash) => self.template(key, &[], &path),
+            (None, Balance::Hash) => {
+                self.error(&path, "nothing", "what `balance: hash` goes by, such as $request_uri");
+                None
+            }
+            (Some(key), _) => {
+                self.wrong(&path, key, "nothing, it is for `balance: hash`");
+                None
+            }
+            (None, _) => None,
+        }
+    }
+
+    /// What only some ways of choosing can do. As in nginx, a hash knows no changing weights.
+    fn fits_balance(&mut self, raw: &raw::Upstream, servers: &[Server], path: &str) {
+        let hashed = matches!(raw.balance, Balance::Hash | Balance::IpHash);
+        for (index, server) in servers.iter().enumerate().filter(|_| hashed) {
+            if !server.slow_start.is_zero() {
+                let path = key_path(&item_path(&key_path(path, "servers"), index), "slow_start");
+                self.error(&path, format!("{:?}", server.slow_start), "0s, the default, with a `balance` by hash");
+            }
+        }
+        let weight: u64 = servers.iter().map(|server| u64::from(server.weight)).sum();
+        if raw.balance == Balance::Hash && weight > MAX_RING_WEIGHT {
+            let expected = format!("weights of at most {MAX_RING_WEIGHT} in sum with `balance: hash`");
+            self.error(&key_path(path, "servers"), weight.to_string(), expected);
+        }
+    }
+
     fn servers(&mut self, raw: &[raw::Server], path: &str) -> Vec<Server> {
         if raw.is_empty() {
             self.error(path, "nothing", "at least one server");
         }
         let servers = raw.iter().enumerate();
-        servers.flat_map(|(index, server)| self.server(server, &item_path(path, index))).collect()
+        servers.map(|(index, server)| self.server(server, &item_path(path, index))).collect()
     }
 
-    /// One entry is one server for each address of its name.
-    fn server(&mut self, raw: &raw::Server, path: &str) -> Vec<Server> {
+    fn server(&mut self, raw: &raw::Server, path: &str) -> Server {
         let (options, address_path) = match raw {
             raw::Server::Address(address) => {
                 (&raw::ServerOptions { address: address.clone(), ..Default::default() }, path.to_owned())
@@ -51,25 +90,28 @@ impl Resolver {
         if options.max_fails > 0 {
             self.positive(options.fail_timeout, &key_path(path, "fail_timeout"));
         }
-        let addresses = self.server_addresses(&options.address, &address_path);
-        let server = |address| Server {
-            address,
+        Server {
+            addresses: self.server_addresses(&options.address, &address_path),
             name: options.address.clone(),
             weight: options.weight,
             max_fails: options.max_fails,
             fail_timeout: options.fail_timeout.0,
             max_conns: options.max_conns,
+            slow_start: options.slow_start.0,
             backup: options.backup,
             down: options.down,
-        };
-        addresses.into_iter().map(server).collect()
+        }
     }
 
     fn keepalive(&mut self, raw: &raw::Keepalive, path: &str) -> Keepalive {
         if raw.connections > 0 {
             self.positive(raw.timeout, &key_path(path, "timeout"));
+            self.positive(raw.time, &key_path(path, "time"));
+            if raw.requests == 0 {
+                self.error(&key_path(path, "requests"), "0", "at least 1; `connections: 0` keeps no pool");
+            }
         }
-        Keepalive { connections: raw.connections, timeout: raw.timeout.0 }
+        Keepalive { connections: raw.connections, timeout: raw.timeout.0, requests: raw.requests, time: raw.time.0 }
     }
 
     /// HTTP/2 windows are 31 bits (RFC 9113 6.9.1), the connection's is `streams × window`.
@@ -107,7 +149,8 @@ impl Resolver {
             Some(name) => name.clone(),
             None => self.common_name(servers, raw.verify, &key_path(path, "server_name")),
         };
-        UpstreamTls { server_name, verify: raw.verify, ca_file, cert_file, key_file }
+        let files_hash = files_hash([&ca_file, &cert_file, &key_file]);
+        UpstreamTls { server_name, verify: raw.verify, ca_file, cert_file, key_file, files_hash }
     }
 
     /// The name all servers have in the file.
@@ -124,6 +167,14 @@ impl Resolver {
             }
         }
     }
+}
+
+fn files_hash(files: [&Option<PathBuf>; 3]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        file.as_ref().and_then(|file| std::fs::read(file).ok()).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// The host name a server has in the file; empty if it has only an address.
