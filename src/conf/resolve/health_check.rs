@@ -3,7 +3,7 @@
 use super::Resolver;
 use super::files::regex_reason;
 use crate::conf::source::key_path;
-use crate::conf::{CheckType, HealthCheck, HttpProbe, Pattern, Probe, Protocol, raw};
+use crate::conf::{CheckType, HTTP, HealthCheck, HttpProbe, Pattern, Probe, raw};
 use http::{HeaderName, HeaderValue, Method, header};
 use regex::bytes::Regex;
 use std::collections::BTreeMap;
@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 const DEFAULT_JITTER: u32 = 10;
 
 impl Resolver {
-    /// `upstream`: the key of the upstream.
-    pub(super) fn health_check(&mut self, raw: &raw::HealthCheck, protocol: Protocol, upstream: &str) -> HealthCheck {
+    /// `protocol`: what the servers speak; `upstream`: the key of the upstream.
+    pub(super) fn health_check(&mut self, raw: &raw::HealthCheck, protocol: &str, upstream: &str) -> HealthCheck {
         let path = key_path(upstream, "health_check");
         let interval = self.positive(raw.interval, &key_path(&path, "interval"));
         HealthCheck {
@@ -50,9 +50,9 @@ impl Resolver {
         Probe::Tcp
     }
 
-    fn http_probe(&mut self, raw: &raw::HealthCheck, protocol: Protocol, path: &str) -> Probe {
-        if protocol != Protocol::Http {
-            self.error(&key_path(path, "type"), "http", "tcp, since the upstream's `protocol` is another one");
+    fn http_probe(&mut self, raw: &raw::HealthCheck, protocol: &str, path: &str) -> Probe {
+        if protocol != HTTP {
+            self.wrong(&key_path(path, "type"), HTTP, format!("tcp, since the servers speak {protocol}"));
         }
         let is_path = raw.path.starts_with('/') && raw.path.bytes().all(|byte| byte.is_ascii_graphic());
         if !is_path || raw.path.contains('#') {

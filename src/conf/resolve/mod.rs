@@ -1,8 +1,10 @@
 //! From the file's shape to its meaning. What is wrong is noted, and the rest looked at all the same.
 
+mod error_pages;
 mod files;
 mod health_check;
 mod names;
+mod protocol;
 mod route;
 mod service;
 mod upstream;
@@ -10,7 +12,7 @@ mod upstream;
 use super::errors::{ConfErrors, shown};
 use super::source::{Source, item_path, key_path};
 use super::units::Time;
-use super::{AccessLog, Address, Admin, Conf, LogFormat, near, raw};
+use super::{AccessLog, Address, Admin, Conf, ErrorPage, LogFormat, near, raw};
 use names::Names;
 use pingora_core::server::configuration::ServerConf;
 use serde_json::{Map, Value};
@@ -22,7 +24,8 @@ use std::sync::Arc;
 /// Resolve the whole file; `raw` has the defaults merged into its routes, `source` is as it was written.
 pub(super) fn resolve(raw: &raw::Conf, source: Source) -> Result<Conf, ConfErrors> {
     let base = Path::new(&source.file).parent().map(Path::to_owned).unwrap_or_default();
-    let mut resolver = Resolver { source, base, listeners: HashMap::new(), names: Names::default() };
+    let mut resolver =
+        Resolver { source, base, listeners: HashMap::new(), names: Names::default(), pages: HashMap::new() };
     resolver.look_up_names(raw);
     let conf = Conf {
         file: resolver.source.file.clone(),
@@ -34,6 +37,7 @@ pub(super) fn resolve(raw: &raw::Conf, source: Source) -> Result<Conf, ConfError
         temp_files_max: raw.temp_files_max.0,
         upstreams: resolver.upstreams(raw),
         services: resolver.services(raw),
+        places: std::mem::take(&mut resolver.source.places),
     };
     resolver.source.into_result(conf)
 }
@@ -46,6 +50,8 @@ struct Resolver {
     listeners: HashMap<Address, String>,
     /// What is known of the servers' names.
     names: Names,
+    /// The files of error pages so far, by their names in the file: routes that inherit one share it.
+    pages: HashMap<String, ErrorPage>,
 }
 
 impl Resolver {
@@ -103,7 +109,8 @@ impl Resolver {
     }
 
     fn admin(&mut self, admin: &raw::Admin) -> Option<Admin> {
-        self.listener(&admin.listen, "admin.listen").map(|listen| Admin { listen })
+        let listen = self.listener(&admin.listen, "admin.listen")?;
+        Some(Admin { listen, allow_changes: admin.allow_changes })
     }
 
     fn access_log(&mut self, log: &raw::AccessLog) -> Option<AccessLog> {

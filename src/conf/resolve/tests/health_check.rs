@@ -73,6 +73,14 @@ fn what_makes_no_sense_in_a_health_check_is_an_error() {
 }
 
 #[test]
+fn servers_that_do_not_speak_http_are_not_asked_in_it() {
+    let with = |check: Value| json!({ "servers": ["127.0.0.1:1"], "protocol": "memcached", "health_check": check });
+    let expected = r#"health_check.type: found "http", expected tcp, since the servers speak memcached"#;
+    assert_eq!(upstream_error(with(json!({}))), expected);
+    assert!(with_upstream(with(json!({ "type": "tcp" }))).is_ok());
+}
+
+#[test]
 fn a_name_servers_port_is_53_unless_it_says_otherwise() {
     let with = |resolver: Value| {
         let mut file = file(json!({ "servers": ["127.0.0.1:1"] }), json!({ "upstream": "app" }));
