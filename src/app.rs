@@ -324,11 +324,13 @@ impl Millpond {
 }
 
 /// The route of requests that match none: the service's filters see their 404, which is sent with the time limits of the
-/// service's first route.
+/// service's first route and the error pages of the defaults.
 fn nowhere(service: &conf::Service, filters: Vec<Arc<Filter>>) -> Route {
     let mut conf = service.routes[0].clone();
     conf.name = "-".to_owned();
     conf.upstream = None;
+    conf.internal = false;
+    conf.error_pages = service.error_pages.clone();
     Route {
         chain: Arc::new(Chain::new(filters)),
         upstream: None,

@@ -22,9 +22,10 @@
 //! - [`conf`], [`template`]: the configuration file, checked as a whole; texts with variables
 //! - [`phases`], [`chain`], [`session`], [`bufs`]: what filter authors work with
 //! - `proxy`: the only implementation of Pingora's `ProxyHttp`; `client`: Pingora's session, polled
+//! - `error_pages`, `internal_redirect`: what is sent in place of a failure, or of an `X-Accel-Redirect`
 //! - `exchange`: one request to an upstream; [`protocol`]: what is spoken there, bytes in and bytes out
 //! - [`pipe`]: the store between a fast upstream and a slow client
-//! - [`peers`]: balancing and failures
+//! - [`peers`]: balancing, failures, health; `dns`: where named servers are
 //! - `metrics`, `access_log`, `admin`: what operators see
 //! - `reload`, `certificates`, `upgrade`: what is replaced while it runs, and the process that takes over
 
@@ -41,10 +42,13 @@ mod certificates;
 pub mod chain;
 mod client;
 pub mod conf;
+mod dns;
 pub mod error;
+mod error_pages;
 mod exchange;
 pub mod filters;
 mod headers;
+mod internal_redirect;
 mod listen;
 mod metrics;
 mod paths;

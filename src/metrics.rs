@@ -29,6 +29,7 @@ struct Metrics {
     upstream_response_seconds: HistogramVec,
     upstream_connections: IntGaugeVec,
     upstream_peer_up: IntGaugeVec,
+    upstream_health_checks_total: IntCounterVec,
     pipe_memory_bytes: IntGauge,
     pipe_temp_file_bytes: IntGauge,
     pipe_spills_total: IntCounterVec,
@@ -100,6 +101,12 @@ static METRICS: Lazy<Metrics> = Lazy::new(|| Metrics {
         "upstream_peer_up",
         "1: may be chosen. 0: resting after failures, unhealthy, drained or down.",
         &["upstream", "peer"]
+    ),
+    upstream_health_checks_total: metric!(
+        register_int_counter_vec,
+        "upstream_health_checks_total",
+        "Active health checks of peers; result: pass, fail.",
+        &["upstream", "peer", "result"]
     ),
     pipe_memory_bytes: metric!(register_int_gauge, "pipe_memory_bytes", "Memory held by all pipes and stored bodies."),
     pipe_temp_file_bytes: metric!(register_int_gauge, "pipe_temp_file_bytes", "Length of all temporary files."),
@@ -259,6 +266,14 @@ impl UpstreamMetrics {
         }
     }
 
+    /// A health check of a peer has ended. It is a rare thing: the counter is looked up.
+    pub(crate) fn checked(&self, member: usize, passed: bool) {
+        if let Some(peer) = self.peers.get(member) {
+            let result = if passed { "pass" } else { "fail" };
+            METRICS.upstream_health_checks_total.with_label_values(&[&*self.name, peer, result]).inc();
+        }
+    }
+
     /// Peers that are no longer configured are not to be shown for ever as they were.
     pub(crate) fn forget_peers(&self, gone: impl Fn(&str) -> bool) {
         for peer in self.peers.iter().filter(|peer| gone(peer)) {
@@ -320,8 +335,10 @@ pub(crate) fn count(session: &Session<'_>) {
     if let Some(free_at) = outcome.upstream_free_at {
         metrics.freed_early.observe(now.saturating_duration_since(free_at).as_secs_f64());
     }
-    if let Some(upstream) = route.upstream() {
-        session.attempts().iter().for_each(|attempt| upstream.metrics.attempt(attempt));
+    for (route, attempts) in session.exchanges() {
+        if let Some(upstream) = route.upstream() {
+            attempts.iter().for_each(|attempt| upstream.metrics.attempt(attempt));
+        }
     }
 }
 

@@ -7,7 +7,9 @@
 //! Each step notes what is wrong and goes on; [`ConfErrors`] has all of it.
 
 mod check;
+mod error_pages;
 mod errors;
+mod health_check;
 pub(crate) mod near;
 pub mod raw;
 mod resolve;
@@ -18,11 +20,13 @@ mod types;
 pub mod units;
 mod words;
 
+pub use error_pages::{ErrorPage, ErrorPages, Statuses};
 pub use errors::{ConfError, ConfErrors, Place};
+pub use health_check::{HealthCheck, HttpProbe, Pattern, Probe};
 pub use route_table::{Captures, HostMatch, Matches, PathMatch, RouteMatch, RouteTable};
 pub(crate) use settings::SettingsError;
 pub use types::*;
-pub use words::{Balance, Condition, HttpVersion, IgnoredHeader};
+pub use words::{Balance, CheckType, Condition, HttpVersion, IgnoredHeader};
 
 use serde_json::{Map, Value};
 use source::{Env, Source};

@@ -1,6 +1,8 @@
 //! What a configuration means, once it is known to be right.
 
+use super::error_pages::ErrorPages;
 use super::errors::Place;
+use super::health_check::HealthCheck;
 use super::route_table::{Matches, RouteTable};
 use super::source::Places;
 use super::words::{Balance, Condition, HttpVersion, IgnoredHeader};
@@ -99,6 +101,21 @@ pub struct Upstream {
     pub http2: Http2,
     /// TLS; `None`: plain text.
     pub tls: Option<UpstreamTls>,
+    /// `None`: nobody asks how the servers are.
+    pub health_check: Option<HealthCheck>,
+    /// How the names of its servers are looked up.
+    pub resolver: NameResolver,
+}
+
+/// How names are looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameResolver {
+    /// Name servers; empty: those of `/etc/resolv.conf`.
+    pub servers: Vec<SocketAddr>,
+    /// How long an answer is good, never zero; `None`: as long as its records say.
+    pub valid: Option<Duration>,
+    /// How long a lookup may take; never zero.
+    pub timeout: Duration,
 }
 
 /// One entry in the servers of an upstream: a peer, or several if it is a name with several addresses.
@@ -108,6 +125,8 @@ pub struct Server {
     pub addresses: Vec<Address>,
     /// Its address as it is written in the file.
     pub name: String,
+    /// The name and the port, if it is a name that can get other addresses.
+    pub host: Option<(String, u16)>,
     /// Its share, at least 1.
     pub weight: u32,
     /// So many failures within `fail_timeout` rest it; 0: never.
@@ -174,6 +193,8 @@ pub struct Service {
     pub filters: Vec<Filter>,
     /// The routes, in the order of the file, never empty.
     pub routes: Vec<Route>,
+    /// The error pages of requests that no route matches: those of the defaults.
+    pub error_pages: ErrorPages,
     /// Finds the index of one of `routes`.
     pub table: RouteTable,
 }
@@ -273,6 +294,12 @@ pub struct Route {
     pub limit_rate: u64,
     /// Protocols that may be tunnelled, lower case.
     pub upgrade: Vec<String>,
+    /// Error pages are for an upstream's answers too, not only for the proxy's own errors.
+    pub intercept_errors: bool,
+    /// What is sent in place of the built-in error pages.
+    pub error_pages: ErrorPages,
+    /// Only internal redirects lead to it.
+    pub internal: bool,
     /// Headers of the upstream's that are not obeyed.
     pub ignore_headers: BTreeSet<IgnoredHeader>,
 }

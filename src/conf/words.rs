@@ -20,6 +20,16 @@ pub enum Balance {
     Hash,
 }
 
+/// How a server's health is checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CheckType {
+    /// By an HTTP request.
+    #[default]
+    Http,
+    /// By a connection, TLS's handshake included.
+    Tcp,
+}
+
 /// The HTTP version of an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum HttpVersion {
@@ -53,6 +63,8 @@ pub enum IgnoredHeader {
     XAccelBuffering,
     /// `X-Accel-Limit-Rate`.
     XAccelLimitRate,
+    /// `X-Accel-Redirect`.
+    XAccelRedirect,
 }
 
 impl Word for Balance {
@@ -66,6 +78,14 @@ impl Word for Balance {
             (json!("ip_hash"), Balance::IpHash),
             (json!("hash"), Balance::Hash),
         ]
+    }
+}
+
+impl Word for CheckType {
+    const NAME: &'static str = "CheckType";
+
+    fn words() -> Vec<(Value, Self)> {
+        vec![(json!("http"), CheckType::Http), (json!("tcp"), CheckType::Tcp)]
     }
 }
 
@@ -99,11 +119,13 @@ impl Word for IgnoredHeader {
         vec![
             (json!("X-Accel-Buffering"), IgnoredHeader::XAccelBuffering),
             (json!("X-Accel-Limit-Rate"), IgnoredHeader::XAccelLimitRate),
+            (json!("X-Accel-Redirect"), IgnoredHeader::XAccelRedirect),
         ]
     }
 }
 
 word!(Balance);
+word!(CheckType);
 word!(HttpVersion);
 word!(Condition);
 word!(IgnoredHeader);

@@ -32,11 +32,14 @@ impl Resolver {
         if service.name.is_empty() {
             self.error(&key_path(path, "name"), "nothing", "a name for metrics and logs");
         }
-        let routes = self.routes(service, raw, &key_path(path, "routes"));
+        let routes_path = key_path(path, "routes");
+        let mut routes = self.routes(service, raw, &routes_path);
+        self.routes_error_pages(service, &mut routes, &routes_path);
         Service {
             name: service.name.clone(),
             listen: self.listen(&service.listen, &key_path(path, "listen")),
             filters: self.filters(&service.filters, &key_path(path, "filters")),
+            error_pages: self.error_pages(&raw.defaults, &service.name, &routes, "defaults"),
             table: RouteTable::new(routes.iter().map(|route| &route.matches)),
             routes,
         }
