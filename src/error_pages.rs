@@ -175,6 +175,9 @@ async fn local_page(
     let mut header = response_header(failure.status)?;
     header.insert_header(header::CONTENT_TYPE, content_type.clone())?;
     header.set_content_length(text.len())?;
+    if let Some(allow) = pass.session.outcome.error.as_ref().and_then(Error::allow) {
+        header.insert_header(header::ALLOW, allow)?;
+    }
     failure.put_onto(&mut header)?;
     deliver_whole(pass, header, text, body).await
 }

@@ -18,7 +18,7 @@
 //!
 //! # Layout
 //!
-//! - [`app`]: register filters, the command line, run
+//! - [`app`]: register filters and protocols, the command line, run
 //! - [`conf`], [`template`]: the configuration file, checked as a whole; texts with variables
 //! - [`phases`], [`chain`], [`session`], [`bufs`]: what filter authors work with
 //! - `proxy`: the only implementation of Pingora's `ProxyHttp`; `client`: Pingora's session, polled
@@ -27,6 +27,7 @@
 //! - [`pipe`]: the store between a fast upstream and a slow client
 //! - [`peers`]: balancing and failures
 //! - `metrics`, `access_log`, `admin`: what operators see
+//! - `reload`, `certificates`, `upgrade`: what is replaced while it runs, and the process that takes over
 
 extern crate self as millpond;
 
@@ -37,6 +38,7 @@ mod access_log;
 mod admin;
 pub mod app;
 pub mod bufs;
+mod certificates;
 pub mod chain;
 mod client;
 pub mod conf;
@@ -60,6 +62,7 @@ pub mod session;
 mod supervisor;
 pub mod template;
 mod timer;
+mod upgrade;
 mod variables;
 
 pub use app::Millpond;

@@ -7,6 +7,7 @@ use crate::metrics::RouteMetrics;
 use crate::paths;
 use crate::peers::Upstream;
 use pingora_http::RequestHeader;
+use crate::protocol::Protocol;
 use std::sync::Arc;
 
 /// A service: its routes, and how to choose among them.
@@ -38,6 +39,8 @@ pub struct Route {
     pub(crate) conf: conf::Route,
     pub(crate) chain: Arc<Chain>,
     pub(crate) upstream: Option<Arc<Upstream>>,
+    /// What that upstream speaks, as this route speaks it.
+    pub(crate) protocol: Arc<dyn Protocol>,
     pub(crate) metrics: RouteMetrics,
 }
 

@@ -6,6 +6,7 @@ use crate::template::{Variable, Variables};
 use http::Version;
 use pingora_http::RequestHeader;
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 impl Variables for Session<'_> {
@@ -13,6 +14,9 @@ impl Variables for Session<'_> {
         let request = self.request();
         Some(match variable {
             Variable::RemoteAddr => self.remote_addr()?.ip().to_string().into(),
+            Variable::RemotePort => self.remote_addr()?.port().to_string().into(),
+            Variable::ServerAddr => server_addr(self)?.ip().to_string().into(),
+            Variable::ServerPort => server_addr(self)?.port().to_string().into(),
             Variable::Host => without_port(self.host()?).to_ascii_lowercase().into(),
             Variable::Uri => request.uri.path().into(),
             Variable::Args => request.uri.query()?.into(),
@@ -20,6 +24,7 @@ impl Variables for Session<'_> {
             Variable::RequestUri => request_uri(self.client_request())?,
             Variable::RequestMethod => self.client_request().method.as_str().into(),
             Variable::Scheme => if self.is_tls() { "https" } else { "http" }.into(),
+            Variable::Https => self.is_tls().then_some("on")?.into(),
             Variable::ServerProtocol => protocol(self).into(),
             Variable::Http(name) => String::from_utf8_lossy(request.headers.get(name)?.as_bytes()),
             Variable::RequestId => self.request_id().into(),
@@ -40,6 +45,11 @@ impl Variables for Session<'_> {
             Variable::Capture(name) => self.capture(name)?.into(),
         })
     }
+}
+
+/// Where the client's connection was accepted; nothing over a Unix socket.
+fn server_addr(session: &Session<'_>) -> Option<SocketAddr> {
+    session.client()?.server_addr()?.as_inet().copied()
 }
 
 fn known(value: u64) -> Option<Cow<'static, str>> {

@@ -3,15 +3,6 @@
 use super::units::{Word, word};
 use serde_json::{Value, json};
 
-/// What an upstream's servers speak.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Protocol {
-    /// HTTP, of the upstream's `http_version`.
-    #[default]
-    Http,
-}
-
 /// How a server is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -66,14 +57,6 @@ pub enum IgnoredHeader {
     XAccelRedirect,
 }
 
-impl Word for Protocol {
-    const NAME: &'static str = "Protocol";
-
-    fn words() -> Vec<(Value, Self)> {
-        vec![(json!("http"), Protocol::Http)]
-    }
-}
-
 impl Word for Balance {
     const NAME: &'static str = "Balance";
 
@@ -123,7 +106,6 @@ impl Word for IgnoredHeader {
     }
 }
 
-word!(Protocol);
 word!(Balance);
 word!(HttpVersion);
 word!(Condition);

@@ -2,7 +2,7 @@
 
 use super::request_body::RequestBody;
 use crate::chain::Pass;
-use crate::conf::{HostHeader, PathMatch};
+use crate::conf::{HTTP, HostHeader, PathMatch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::headers;
 use crate::paths;
@@ -27,7 +27,7 @@ pub(super) async fn upstream_request(
     let hop_by_hop = headers::strip_hop_by_hop(&mut request);
     request.remove_header(&EXPECT);
     request.remove_header(&http::header::CONTENT_LENGTH);
-    let may_switch = keep_upgrade(session, &mut request, &hop_by_hop.upgrade, body)?;
+    let may_switch = upstream.conf.protocol == HTTP && keep_upgrade(session, &mut request, &hop_by_hop.upgrade, body)?;
     if hop_by_hop.te_trailers && upstream.connectors.http2.is_some() {
         request.insert_header(http::header::TE, "trailers")?;
     }

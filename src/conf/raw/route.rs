@@ -19,6 +19,23 @@ pub struct Route {
     pub matches: Match,
     /// The upstream's name. Default: none, a filter has to answer.
     pub upstream: Option<String>,
+    /// For an upstream that speaks FastCGI. Default: absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fastcgi: Option<Map<String, Value>>,
+    /// For an upstream that speaks memcached. Default: absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memcached: Option<Map<String, Value>>,
+    /// For an upstream that speaks Redis. Default: absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Option<Map<String, Value>>,
+    /// For an upstream that speaks SCGI. Default: absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scgi: Option<Map<String, Value>>,
+    /// For an upstream that speaks uwsgi. Default: absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uwsgi: Option<Map<String, Value>>,
+    /// For upstreams that speak a protocol of this binary's own: its name with its settings. Default: none.
+    pub protocol: BTreeMap<String, Map<String, Value>>,
     /// What the upstream is asked for in place of the matched prefix, or of the whole path with `path_exact` and
     /// `path_regex`; a template, the captures are `$1` or `$name`. Default: absent, the path as it came.
     pub uri: Option<String>,
@@ -72,6 +89,12 @@ impl Default for Route {
             name: None,
             matches: Match::default(),
             upstream: None,
+            fastcgi: None,
+            memcached: None,
+            redis: None,
+            scgi: None,
+            uwsgi: None,
+            protocol: BTreeMap::new(),
             uri: None,
             host: "preserve".into(),
             set_headers: BTreeMap::new(),

@@ -2,6 +2,7 @@
 
 mod error_pages;
 mod files;
+mod protocol;
 mod route;
 mod service;
 mod upstream;
@@ -31,6 +32,7 @@ pub(super) fn resolve(raw: &raw::Conf, source: Source) -> Result<Conf, ConfError
         temp_files_max: raw.temp_files_max.0,
         upstreams: resolver.upstreams(raw),
         services: resolver.services(raw),
+        places: std::mem::take(&mut resolver.source.places),
     };
     resolver.source.into_result(conf)
 }
@@ -100,7 +102,8 @@ impl Resolver {
     }
 
     fn admin(&mut self, admin: &raw::Admin) -> Option<Admin> {
-        self.listener(&admin.listen, "admin.listen").map(|listen| Admin { listen })
+        let listen = self.listener(&admin.listen, "admin.listen")?;
+        Some(Admin { listen, allow_changes: admin.allow_changes })
     }
 
     fn access_log(&mut self, log: &raw::AccessLog) -> Option<AccessLog> {

@@ -24,6 +24,7 @@ impl Resolver {
         Route {
             name: route.name.clone().unwrap_or_else(|| made_name(&matches)),
             upstream: self.route_upstream(route, raw, has_filters, path),
+            protocol: self.route_protocol(route, raw, path),
             uri: self.uri(route, &captures, path),
             host: self.host_header(&route.host, &captures, path),
             set_headers: self.set_headers(&route.set_headers, &captures, path),
