@@ -8,6 +8,7 @@ mod buffering;
 mod chain;
 mod config;
 mod examples;
+mod failover;
 mod filters;
 mod framing;
 mod observability;
