@@ -12,6 +12,7 @@ mod examples;
 mod failover;
 mod filters;
 mod framing;
+mod keepalive;
 mod observability;
 mod requests;
 mod retries;
