@@ -8,6 +8,7 @@ mod balance;
 mod buffering;
 mod chain;
 mod config;
+mod drain;
 mod examples;
 mod failover;
 mod filters;
