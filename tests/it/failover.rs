@@ -294,19 +294,20 @@ async fn a_dead_group_serves_again_when_its_peers_return() {
 #[tokio::test]
 async fn timed_a_hanging_peer_delays_one_request_for_each_of_its_rests() {
     let [a, hangs, c] = three(&[]).await;
-    let servers = [&a, &hangs, &c].map(|peer| json!({ "address": peer.address(), "fail_timeout": "1s" }));
-    let proxy = Proxy::to_all(json!(servers)).route(json!({ "timeouts": { "read": "300ms" } })).start().await;
-    let load = Load::start(proxy.ports.http, "/", RATE, 100);
-    load.wait_for_more(300).await;
+    // Long limits: where the machine is busy the other peers must not run into them.
+    let servers = [&a, &hangs, &c].map(|peer| json!({ "address": peer.address(), "fail_timeout": "2s" }));
+    let proxy = Proxy::to_all(json!(servers)).route(json!({ "timeouts": { "read": "1s" } })).start().await;
+    let load = Load::start(proxy.ports.http, "/", 200, 100);
+    load.wait_for_more(100).await;
     hangs.signal("STOP");
     wait_up(&proxy, &hangs, false).await;
     // Those that were sent to it before the first one's time was up run into their own limits.
-    let settled = Instant::now() + FAIL_TIMEOUT / 2;
+    let settled = Instant::now() + Duration::from_secs(1);
     let past = |time: Instant| move |answers: &Vec<Answer>| answers.last().is_some_and(|last| last.sent > time);
-    load.wait("half a rest", past(settled)).await;
+    load.wait("all of these are over", past(settled)).await;
     let before = failed_attempts(&proxy, &hangs).await;
-    load.wait("four rests", past(settled + 4 * FAIL_TIMEOUT)).await;
-    let (rests, later) = (settled.elapsed().as_secs_f64(), failed_attempts(&proxy, &hangs).await - before);
+    load.wait("two tries", past(settled + Duration::from_secs(6))).await;
+    let (seconds, later) = (settled.elapsed().as_secs_f64(), failed_attempts(&proxy, &hangs).await - before);
     hangs.signal("CONT");
     let returned = Instant::now();
     let served_again = |answer: &Answer| answer.sent > returned && answer.peer == "b";
@@ -315,23 +316,22 @@ async fn timed_a_hanging_peer_delays_one_request_for_each_of_its_rests() {
     let answers = load.stop().await;
     let failed: Vec<_> = answers.iter().filter(|answer| !answer.is_good()).collect();
     eprintln!(
-        "a hanging peer: {} requests, {} failed; {before} waited for it until it was resting, {later} in the {rests:.1} s \
+        "a hanging peer: {} requests, {} failed; {before} waited for it until it was resting, {later} in the {seconds:.1} s \
          after; back {} ms after its return",
         answers.len(),
         failed.len(),
         back_after.as_millis(),
     );
     assert!(failed.is_empty(), "{failed:?}");
-    assert!(later >= 1.0 && later <= rests.ceil(), "{later} attempts in {rests} s");
-    // The attempt under way when it returned may have had to end first.
-    assert!(back_after <= FAIL_TIMEOUT + Duration::from_millis(1300), "back after {back_after:?}");
+    assert!(later >= 1.0 && later <= (seconds / 2.0).ceil(), "{later} attempts in {seconds} s");
+    assert!(back_after <= Duration::from_secs(3), "back after {back_after:?}");
 }
 
 #[tokio::test]
 async fn a_peer_that_hangs_rests_and_its_requests_move_on() {
     let [hangs, b, c] = three(&[]).await;
     let servers = [&hangs, &b, &c].map(|peer| json!({ "address": peer.address(), "fail_timeout": "60s" }));
-    let proxy = Proxy::to_all(json!(servers)).route(json!({ "timeouts": { "read": "300ms" } })).start().await;
+    let proxy = Proxy::to_all(json!(servers)).route(json!({ "timeouts": { "read": "2s" } })).start().await;
     let mut client = proxy.connect().await;
     for _ in 0..3 {
         assert_eq!(client.get("/").await.status, 200);
@@ -339,7 +339,7 @@ async fn a_peer_that_hangs_rests_and_its_requests_move_on() {
     hangs.signal("STOP");
     for _ in 0..9 {
         let name = client.get("/").await.text();
-        assert!(name == "b" || name == "c");
+        assert!(name == "b" || name == "c", "{name}");
     }
     assert!(!is_up(&proxy, &hangs).await);
     let outcome = [("peer", hangs.address()), ("outcome", "timeout".to_owned())];
