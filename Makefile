@@ -10,7 +10,7 @@ SHELL := /bin/bash
 .PHONY: run test check bench deps test-deps bench-deps
 
 BUILD_PACKAGES := cmake pkg-config libssl-dev
-TEST_PACKAGES := apache2 nginx-light tomcat10
+TEST_PACKAGES := apache2 nginx-light tomcat10 memcached redis-server php8.2-fpm uwsgi-core uwsgi-plugin-python3
 BENCH_PACKAGES := nginx-light wrk
 
 # Installs those of the packages $(1) that are not there.

@@ -1,21 +1,24 @@
 //! [`Millpond`]: register filters, read the command line, run.
 
+use crate::access_log::{self, Log};
 use crate::admin;
+use crate::certificates;
 use crate::chain::{Chain, Filter};
-use crate::conf::{self, Conf, ConfError, ConfErrors, near, shown};
+use crate::conf::{self, Conf, ConfError, ConfErrors, SettingsError, near};
 use crate::error::Result;
 use crate::listen;
 use crate::metrics::RouteMetrics;
 use crate::peers::Upstream;
 use crate::phases::UpstreamPhases;
-use crate::pipe::Limits;
+use crate::protocol::http1::Http1;
+use crate::protocol::{Protocol, Protocols, Scope};
 use crate::reload::Running;
 use crate::routes::{Route, Service};
 use crate::supervisor::Supervisor;
+use crate::upgrade::{Signals, Sockets};
 use clap::Parser;
-use pingora_core::server::Server;
 use pingora_core::server::configuration::Opt;
-use pingora_core::services::background::background_service;
+use pingora_core::server::{RunArgs, Server};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -24,16 +27,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-type Factory = Box<dyn Fn(&serde_json::Value) -> Result<Arc<Filter>, FilterConfError> + Send + Sync>;
+type Factory = Box<dyn Fn(&serde_json::Value) -> Result<Arc<Filter>, SettingsError> + Send + Sync>;
 
-/// Why a filter cannot be made from its configuration.
-pub(crate) struct FilterConfError {
-    /// The key inside the filter's configuration; empty: all of it.
-    pub(crate) key: String,
-    pub(crate) text: String,
-}
-
-/// A proxy binary: the stock one, or with filters of your own.
+/// A proxy binary: the stock one, or with filters and protocols of your own.
 ///
 /// ```no_run
 /// use millpond::prelude::*;
@@ -66,6 +62,7 @@ pub(crate) struct FilterConfError {
 /// ```
 pub struct Millpond {
     factories: BTreeMap<String, Factory>,
+    protocols: Protocols,
     conf: Option<Conf>,
 }
 
@@ -102,9 +99,9 @@ impl Default for Millpond {
 }
 
 impl Millpond {
-    /// A proxy with the ready-made filters.
+    /// A proxy with the ready-made filters and protocols.
     pub fn new() -> Self {
-        crate::filters::register(Millpond { factories: BTreeMap::new(), conf: None })
+        crate::filters::register(Millpond { factories: BTreeMap::new(), protocols: Protocols::new(), conf: None })
     }
 
     /// Register a filter by name. `make` is called for each place in the configuration that names it, with what is
@@ -119,12 +116,30 @@ impl Millpond {
     {
         let filter_name = name.to_owned();
         let factory: Factory = Box::new(move |value| {
-            let conf = serde_path_to_error::deserialize(value)
-                .map_err(|error| FilterConfError { key: error.path().to_string(), text: error.inner().to_string() })?;
-            let phases = make(conf).map_err(|error| FilterConfError { key: String::new(), text: error.to_string() })?;
+            let conf = SettingsError::read(value)?;
+            let phases = make(conf).map_err(|error| SettingsError::whole(error.to_string()))?;
             Ok(Filter::new(&filter_name, phases))
         });
         self.factories.insert(name.to_owned(), factory);
+        self
+    }
+
+    /// Register a protocol by name: what `upstreams.NAME.protocol` says of servers that speak it. `make` is called for each
+    /// route that leads to such an upstream, with what the route has for it (`protocol: { NAME: {...} }`; nothing there is
+    /// `{}`), and the [`Scope`] it is made for; it is called again when the configuration is tested.
+    ///
+    /// An `Err` refuses the configuration; its text says what was expected. A later registration under the same name
+    /// replaces the earlier one.
+    pub fn protocol<C, P>(
+        mut self,
+        name: &str,
+        make: impl Fn(C, &Scope<'_>) -> Result<P> + Send + Sync + 'static,
+    ) -> Self
+    where
+        C: DeserializeOwned,
+        P: Protocol,
+    {
+        self.protocols = self.protocols.with(name, make);
         self
     }
 
@@ -135,8 +150,8 @@ impl Millpond {
     }
 
     /// Read the command line and the configuration, and serve until a signal ends the process: SIGTERM gracefully, SIGINT
-    /// at once, SIGQUIT when another process has taken over. SIGHUP reads the file again. Returns early only for `-t`, `schema`, and errors, which are
-    /// printed.
+    /// at once, SIGQUIT when another process has taken over. SIGHUP reads the file again. Returns early only for `-t`,
+    /// `schema`, and errors, which are printed.
     pub fn run(mut self) -> ExitCode {
         if let Some(conf) = self.conf.take() {
             return self.serve(conf, None, Opt::default());
@@ -148,7 +163,10 @@ impl Millpond {
             let _ = writeln!(std::io::stdout(), "{schema}");
             return ExitCode::SUCCESS;
         }
-        let conf = match Conf::load(&args.conf) {
+        // Whatever its folder is later (`-d`), the file is read again, and its relative paths start there.
+        let file = if args.test { Ok(args.conf.clone()) } else { std::path::absolute(&args.conf) };
+        let file = file.unwrap_or_else(|_| args.conf.clone());
+        let conf = match Conf::load(&file) {
             Ok(conf) => conf,
             Err(errors) => return refuse(&errors),
         };
@@ -162,22 +180,24 @@ impl Millpond {
             };
         }
         let options = Opt { upgrade: args.upgrade, daemon: args.daemon, ..Opt::default() };
-        self.serve(conf, Some(args.conf), options)
+        self.serve(conf, Some(file), options)
     }
 
     /// What runs, made of what is configured. Of the groups `in_use` those that have not changed stay; of the others the
     /// peers that stay keep what is known of them.
     ///
     /// # Errors
-    /// Filters that do not exist or refuse their configuration, certificates that cannot be read: all of them.
+    /// Filters and protocols that do not exist or refuse their configuration, certificates that cannot be read: all of
+    /// them.
     pub(crate) fn build(&self, conf: &Conf, in_use: &[Arc<Upstream>]) -> Result<Built, ConfErrors> {
         let mut errors = Vec::new();
         let mut upstreams = BTreeMap::new();
         for (name, upstream) in &conf.upstreams {
+            errors.extend(self.protocols.check(upstream).err());
             let before = in_use.iter().find(|in_use| in_use.name() == name);
             let made = match before {
                 Some(before) if before.conf == *upstream => Ok(before.clone()),
-                before => Upstream::new(upstream.clone(), before.map(|before| &**before)).map(Arc::new),
+                before => Upstream::new(upstream.clone(), &conf.server, before.map(|before| &**before)).map(Arc::new),
             };
             match made {
                 Ok(upstream) => {
@@ -192,11 +212,15 @@ impl Millpond {
                 }),
             }
         }
+        let certificates = read_certificates(conf, &mut errors);
         let services =
             conf.services.iter().map(|service| Arc::new(self.service(service, &upstreams, &mut errors))).collect();
-        errors.iter_mut().for_each(|error| error.file.clone_from(&conf.file));
+        for error in &mut errors {
+            error.file.clone_from(&conf.file);
+            error.place = error.place.or_else(|| conf.places.find(&error.path));
+        }
         match errors.is_empty() {
-            true => Ok(Built { services, upstreams: upstreams.into_values().collect() }),
+            true => Ok(Built { services, upstreams: upstreams.into_values().collect(), certificates }),
             false => Err(ConfErrors(errors)),
         }
     }
@@ -219,6 +243,7 @@ impl Millpond {
             let upstream = route.upstream.as_ref().and_then(|name| upstreams.get(name)).cloned();
             routes.push(Arc::new(Route {
                 chain: Arc::new(Chain::new(outer.iter().cloned().chain(own))),
+                protocol: self.route_protocol(&conf.name, route, upstream.as_deref(), errors),
                 upstream,
                 metrics: RouteMetrics::new(&conf.name, &route.name),
                 conf: route.clone(),
@@ -237,17 +262,42 @@ impl Millpond {
             };
             match factory(&filter.conf) {
                 Ok(filter) => made.push(filter),
-                Err(error) => errors.push(error.at(filter)),
+                Err(error) => errors.push(error.at(&filter.path, &filter.conf, filter.place)),
             }
         }
         made
+    }
+
+    /// What the route speaks to its upstream; HTTP where there is none, which nobody will notice.
+    fn route_protocol(
+        &self,
+        service: &str,
+        route: &conf::Route,
+        upstream: Option<&Upstream>,
+        errors: &mut Vec<ConfError>,
+    ) -> Arc<dyn Protocol> {
+        if let (Some(protocol), Some(upstream)) = (&route.protocol, upstream) {
+            let scope = Scope::new(service, &route.name, &upstream.conf);
+            match self.protocols.make(protocol, &scope) {
+                Ok(Some(made)) => return made,
+                Ok(None) => {} // told at the upstream
+                Err(error) => errors.push(error),
+            }
+        }
+        Arc::new(Http1)
     }
 
     fn unknown_filter(&self, filter: &conf::Filter) -> ConfError {
         let known: Vec<&str> = self.factories.keys().map(String::as_str).collect();
         let near = near::question(&near::matches(&filter.name, known.iter().copied()));
         let expected = format!("one of {}{near}", known.join(", "));
-        wrong(filter, filter.path.clone(), format!("the unknown filter {}", filter.name), expected)
+        ConfError {
+            file: String::new(),
+            path: filter.path.clone(),
+            found: format!("the unknown filter {}", filter.name),
+            expected,
+            place: filter.place,
+        }
     }
 
     fn serve(self, conf: Conf, file: Option<PathBuf>, options: Opt) -> ExitCode {
@@ -257,9 +307,13 @@ impl Millpond {
             Ok(built) => built,
             Err(errors) => return refuse(&errors),
         };
-        let running = Running::new(built.services, built.upstreams, file.map(|file| (self, file)));
+        let running = Running::new(&conf, built, file.map(|file| (self, file)));
         match start(&conf, Arc::new(running), options) {
-            Ok(server) => server.run_forever(),
+            Ok((server, signals)) => {
+                server.run(RunArgs { shutdown_signal: Box::new(signals) });
+                // What still runs now has had its time.
+                std::process::exit(0)
+            }
             Err(text) => {
                 log::error!("{text}");
                 eprintln!("millpond: {text}");
@@ -270,38 +324,19 @@ impl Millpond {
 }
 
 /// The route of requests that match none: the service's filters see their 404, which is sent with the time limits of the
-/// service's first route.
+/// service's first route and the error pages of the defaults.
 fn nowhere(service: &conf::Service, filters: Vec<Arc<Filter>>) -> Route {
     let mut conf = service.routes[0].clone();
     conf.name = "-".to_owned();
     conf.upstream = None;
+    conf.internal = false;
+    conf.error_pages = service.error_pages.clone();
     Route {
         chain: Arc::new(Chain::new(filters)),
         upstream: None,
+        protocol: Arc::new(Http1),
         metrics: RouteMetrics::new(&service.name, &conf.name),
         conf,
-    }
-}
-
-/// An error that only the filter's maker could know of.
-fn wrong(filter: &conf::Filter, path: String, found: String, expected: String) -> ConfError {
-    ConfError { file: String::new(), path, found, expected, place: filter.place }
-}
-
-impl FilterConfError {
-    /// The same as all errors of a configuration are said. serde's own messages have both halves in them.
-    fn at(&self, filter: &conf::Filter) -> ConfError {
-        let (path, value) = match self.key.as_str() {
-            "" | "." => (filter.path.clone(), Some(&filter.conf)),
-            key => {
-                (format!("{}.{key}", filter.path), key.split('.').try_fold(&filter.conf, |value, key| value.get(key)))
-            }
-        };
-        let (found, expected) = match self.text.split_once(", expected ") {
-            Some((found, expected)) => (found.trim_start_matches("invalid type: ").to_owned(), expected.to_owned()),
-            None => (value.map_or_else(|| "this".to_owned(), shown), self.text.replace("missing field", "the key")),
-        };
-        wrong(filter, path, found, expected)
     }
 }
 
@@ -309,32 +344,58 @@ impl FilterConfError {
 pub(crate) struct Built {
     pub(crate) services: Vec<Arc<Service>>,
     pub(crate) upstreams: Vec<Arc<Upstream>>,
+    /// Of each listener with TLS.
+    pub(crate) certificates: BTreeMap<conf::Address, certificates::Chosen>,
 }
 
-fn start(conf: &Conf, running: Arc<Running>, options: Opt) -> Result<Server, String> {
-    if let Some(access_log) = &conf.access_log {
-        crate::access_log::open(access_log)
-            .map_err(|error| format!("access_log.path: {}: {error}", access_log.path.display()))?;
+/// The certificates of all listeners. They were right when the configuration was resolved, and may have been replaced
+/// since.
+fn read_certificates(conf: &Conf, errors: &mut Vec<ConfError>) -> BTreeMap<conf::Address, certificates::Chosen> {
+    let mut read = BTreeMap::new();
+    for (index, service) in conf.services.iter().enumerate() {
+        for listen in service.listen.iter().filter(|listen| !listen.tls.is_empty()) {
+            match certificates::Chosen::read(&listen.tls) {
+                Ok(chosen) => {
+                    read.insert(listen.address.clone(), chosen);
+                }
+                Err(text) => errors.push(ConfError {
+                    file: String::new(),
+                    path: format!("services[{index}].listen"),
+                    found: text,
+                    expected: "certificates and their keys".to_owned(),
+                    place: None,
+                }),
+            }
+        }
     }
+    read
+}
+
+/// Everything that can fail fails before the listeners are taken over from an old process: it goes on then.
+fn start(conf: &Conf, running: Arc<Running>, options: Opt) -> Result<(Server, Signals), String> {
+    access_log::use_log(conf.access_log.as_ref().map(Log::open).transpose()?);
     make_temp_path(&conf.temp_path);
-    let memory_max = usize::try_from(conf.buffer_memory_max).unwrap_or(usize::MAX);
-    let limits = Limits::new(memory_max, conf.temp_files_max, conf.temp_path.clone());
+    let upgrade = options.upgrade;
     let mut server = Server::new_with_opt_and_conf(options, conf.server_conf());
-    server.bootstrap();
     for service in &running.services {
-        listen::add_services(&mut server, service, &limits)?;
+        listen::add_services(&mut server, service, &running)?;
     }
     if let Some(conf) = &conf.admin {
-        admin::add_service(&mut server, conf, &limits, &running);
+        admin::add_service(&mut server, conf, &running);
     }
+    let signals = Signals { sockets: Sockets::default(), upgrade_sock: server.configuration.upgrade_sock.clone() };
     log::info!("millpond {} starts with {} services", env!("CARGO_PKG_VERSION"), running.services.len());
-    server.add_service(background_service("supervisor", Supervisor { running }));
-    Ok(server)
+    server.add_service(Supervisor { running, sockets: signals.sockets.clone() });
+    if upgrade {
+        log::info!("upgrade: waiting for the listeners at {}, send SIGQUIT to the old process", signals.upgrade_sock);
+    }
+    server.bootstrap();
+    Ok((server, signals))
 }
 
 /// Make the folder of the temporary files, for this user alone, if it is not there. Without it responses wait upstream
 /// where they would go to the disk; none fails.
-fn make_temp_path(path: &Path) {
+pub(crate) fn make_temp_path(path: &Path) {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     if let Err(error) = made {
         log::warn!("temp_path {}: {error}; nothing can be stored on disk", path.display());
@@ -357,7 +418,9 @@ fn keep_memory_small() {
 
 /// The process's log goes to standard error; `RUST_LOG` chooses what is in it.
 fn start_logging() {
-    let filter = env_logger::Env::default().default_filter_or("info,pingora_core=warn,pingora_proxy=warn");
+    // Pingora calls it an error that the listeners of an old process are not there yet.
+    const FILTER: &str = "info,pingora_core=warn,pingora_core::server::transfer_fd=off,pingora_proxy=warn";
+    let filter = env_logger::Env::default().default_filter_or(FILTER);
     // A binary that has a logger of its own keeps it.
     let _ = env_logger::Builder::from_env(filter).format_timestamp_millis().try_init();
 }

@@ -28,7 +28,7 @@ pub enum ErrorKind {
     ClientSendTimeout,
     /// A filter returned an error or panicked: 500.
     Filter,
-    /// A filter or an engine limit asks for this status.
+    /// A filter, a protocol or an engine limit asks for this status.
     Status(u16),
     /// Something failed that should not: 500.
     Internal,
@@ -61,12 +61,13 @@ struct Inner {
     kind: ErrorKind,
     context: String,
     cause: Option<Box<dyn StdError + Send + Sync>>,
+    allow: Option<&'static str>,
 }
 
 impl Error {
     /// An error of `kind`; `context` says for the log what was being done, and with what.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Error(Box::new(Inner { kind, context: context.into(), cause: None }))
+        Error(Box::new(Inner { kind, context: context.into(), cause: None, allow: None }))
     }
 
     /// The same, with the error that led to it.
@@ -75,12 +76,24 @@ impl Error {
         context: impl Into<String>,
         cause: impl Into<Box<dyn StdError + Send + Sync>>,
     ) -> Self {
-        Error(Box::new(Inner { kind, context: context.into(), cause: Some(cause.into()) }))
+        Error(Box::new(Inner { kind, context: context.into(), cause: Some(cause.into()), allow: None }))
     }
 
-    /// For filters: fail the request with `status` (400 to 599; anything else becomes 500).
+    /// For filters and protocols: fail the request with `status` (400 to 599; anything else becomes 500).
     pub fn with_status(status: u16, context: impl Into<String>) -> Self {
         Self::new(ErrorKind::Status(status), context)
+    }
+
+    /// For filters and protocols: 405, with `allow` as the response's `Allow` (RFC 9110 15.5.6): `GET, HEAD`.
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        let mut error = Self::with_status(405, format!("a method other than {allow}"));
+        error.0.allow = Some(allow);
+        error
+    }
+
+    /// The methods that would have been allowed, where that is what is wrong.
+    pub fn allow(&self) -> Option<&'static str> {
+        self.0.allow
     }
 
     /// The same with the filter that it comes from in front of its text.

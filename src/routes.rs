@@ -1,9 +1,13 @@
 //! What a configuration becomes when it runs: services with their routes, chains and upstreams.
 
 use crate::chain::Chain;
-use crate::conf;
+use crate::conf::{self, Captures};
+use crate::headers;
 use crate::metrics::RouteMetrics;
+use crate::paths;
 use crate::peers::Upstream;
+use pingora_http::RequestHeader;
+use crate::protocol::Protocol;
 use std::sync::Arc;
 
 /// A service: its routes, and how to choose among them.
@@ -19,6 +23,15 @@ impl Service {
     pub fn name(&self) -> &str {
         &self.conf.name
     }
+
+    /// The route for a request, and what its `path_regex` captured. A path that cannot be made sense of is refused before
+    /// any of its route is used.
+    pub(crate) fn find_route(&self, request: &RequestHeader) -> Option<(Arc<Route>, Captures)> {
+        let host = headers::without_port(headers::host(request).unwrap_or(""));
+        let path = paths::normalize(request.uri.path().as_bytes()).unwrap_or_default();
+        let found = self.conf.table.find(host, &String::from_utf8_lossy(&path), &request.method)?;
+        Some((self.routes.get(found.index)?.clone(), found.captures))
+    }
 }
 
 /// A route: its settings, its filters, its upstream.
@@ -26,6 +39,8 @@ pub struct Route {
     pub(crate) conf: conf::Route,
     pub(crate) chain: Arc<Chain>,
     pub(crate) upstream: Option<Arc<Upstream>>,
+    /// What that upstream speaks, as this route speaks it.
+    pub(crate) protocol: Arc<dyn Protocol>,
     pub(crate) metrics: RouteMetrics,
 }
 

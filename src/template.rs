@@ -31,6 +31,12 @@ enum Part {
 pub enum Variable {
     /// The client's address, without the port.
     RemoteAddr,
+    /// The client's port.
+    RemotePort,
+    /// The address that the client connected to, without the port.
+    ServerAddr,
+    /// The port that the client connected to.
+    ServerPort,
     /// The request's host, lower case, without the port.
     Host,
     /// The path as it now stands, filters may have changed it.
@@ -45,6 +51,8 @@ pub enum Variable {
     RequestMethod,
     /// `http` or `https`.
     Scheme,
+    /// `on` if the client connected by TLS, else nothing.
+    Https,
     /// `$server_protocol`: `HTTP/1.1`, `HTTP/2.0`.
     ServerProtocol,
     /// `$http_NAME`: a header of the request; `_` stands for `-`.
@@ -84,14 +92,18 @@ pub enum Variable {
 }
 
 /// Variables without a free part in their name.
-const NAMES: [(&str, Variable); 23] = [
+const NAMES: [(&str, Variable); 27] = [
     ("remote_addr", Variable::RemoteAddr),
+    ("remote_port", Variable::RemotePort),
+    ("server_addr", Variable::ServerAddr),
+    ("server_port", Variable::ServerPort),
     ("host", Variable::Host),
     ("uri", Variable::Uri),
     ("args", Variable::Args),
     ("request_uri", Variable::RequestUri),
     ("request_method", Variable::RequestMethod),
     ("scheme", Variable::Scheme),
+    ("https", Variable::Https),
     ("server_protocol", Variable::ServerProtocol),
     ("request_id", Variable::RequestId),
     ("status", Variable::Status),
@@ -114,6 +126,13 @@ const NAMES: [(&str, Variable); 23] = [
 pub trait Variables {
     /// The value now, `None` if there is none (yet).
     fn value(&self, variable: &Variable) -> Option<Cow<'_, str>>;
+}
+
+/// No values: for texts without variables, and for tests.
+impl Variables for () {
+    fn value(&self, _: &Variable) -> Option<Cow<'_, str>> {
+        None
+    }
 }
 
 /// Why a text is no template.

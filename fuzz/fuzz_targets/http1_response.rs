@@ -5,13 +5,17 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use millpond::protocol::http1::Http1;
+use pingora_http::RequestHeader;
 
-#[path = "../../src/protocol/http1/split_check.rs"]
+#[path = "../../src/protocol/split_check.rs"]
 mod split_check;
 
 fuzz_target!(|wire: &[u8]| {
     for method in ["GET", "HEAD"] {
-        split_check::check(method, wire, &[1]);
-        split_check::check(method, wire, &[wire.len() / 2, 3]);
+        let mut request = RequestHeader::build(method, b"/", None).expect("a valid request");
+        request.insert_header("Upgrade", "websocket").expect("a valid header");
+        split_check::check(&Http1, &request, wire, &[1]);
+        split_check::check(&Http1, &request, wire, &[wire.len() / 2, 3]);
     }
 });

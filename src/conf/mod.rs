@@ -7,21 +7,24 @@
 //! Each step notes what is wrong and goes on; [`ConfErrors`] has all of it.
 
 mod check;
+mod error_pages;
 mod errors;
 pub(crate) mod near;
 pub mod raw;
 mod resolve;
 mod route_table;
+mod settings;
 mod source;
 mod types;
 pub mod units;
 mod words;
 
-pub(crate) use errors::shown;
+pub use error_pages::{ErrorPage, ErrorPages, Statuses};
 pub use errors::{ConfError, ConfErrors, Place};
 pub use route_table::{Captures, HostMatch, Matches, PathMatch, RouteMatch, RouteTable};
+pub(crate) use settings::SettingsError;
 pub use types::*;
-pub use words::{Balance, Condition, HttpVersion, IgnoredHeader, Protocol};
+pub use words::{Balance, Condition, HttpVersion, IgnoredHeader};
 
 use serde_json::{Map, Value};
 use source::{Env, Source};

@@ -11,9 +11,13 @@ use std::fmt;
 pub(super) struct Source {
     pub(super) file: String,
     pub(super) value: Value,
-    places: HashMap<String, Place>,
+    pub(super) places: Places,
     errors: Vec<ConfError>,
 }
+
+/// Where each key of a file stands.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places(HashMap<String, Place>);
 
 /// Finds the value of an environment variable.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -25,7 +29,7 @@ impl Source {
             strict_booleans: true,
             with_snippet: false,
         };
-        let mut source = Source { places: HashMap::new(), ..Source::from_value(Value::Null, file) };
+        let mut source = Source::from_value(Value::Null, file);
         match serde_saphyr::from_str_with_options::<Spanned<Node>>(text, options) {
             Ok(node) => {
                 source.value = source.flatten(node, String::new());
@@ -37,7 +41,7 @@ impl Source {
 
     /// The same without a file.
     pub(super) fn from_value(value: Value, file: &str) -> Self {
-        Source { file: file.to_owned(), value, places: HashMap::new(), errors: Vec::new() }
+        Source { file: file.to_owned(), value, places: Places::default(), errors: Vec::new() }
     }
 
     /// Note that something is wrong, unless something already was, there or around it. A key that is not in the file is
@@ -141,17 +145,7 @@ impl Source {
 
     /// Where this key stands, or the nearest one above it that is in the file.
     pub(super) fn place(&self, path: &str) -> Option<Place> {
-        let mut path = path;
-        loop {
-            if let Some(place) = self.places.get(path) {
-                return Some(*place);
-            }
-            path = match path.rfind(['.', '[']) {
-                Some(end) => &path[..end],
-                None if path.is_empty() => return None,
-                None => "",
-            };
-        }
+        self.places.find(path)
     }
 
     fn flatten(&mut self, node: Spanned<Node>, path: String) -> Value {
@@ -171,8 +165,25 @@ impl Source {
                 Value::Object(map)
             }
         };
-        self.places.insert(path, Place { line, column });
+        self.places.0.insert(path, Place { line, column });
         value
+    }
+}
+
+impl Places {
+    /// Where this key stands, or the nearest one above it that is in the file.
+    pub(crate) fn find(&self, path: &str) -> Option<Place> {
+        let mut path = path;
+        loop {
+            if let Some(place) = self.0.get(path) {
+                return Some(*place);
+            }
+            path = match path.rfind(['.', '[']) {
+                Some(end) => &path[..end],
+                None if path.is_empty() => return None,
+                None => "",
+            };
+        }
     }
 }
 

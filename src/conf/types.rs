@@ -1,8 +1,10 @@
 //! What a configuration means, once it is known to be right.
 
+use super::error_pages::ErrorPages;
 use super::errors::Place;
 use super::route_table::{Matches, RouteTable};
-use super::words::{Balance, Condition, HttpVersion, IgnoredHeader, Protocol};
+use super::source::Places;
+use super::words::{Balance, Condition, HttpVersion, IgnoredHeader};
 use crate::template::Template;
 use http::HeaderName;
 use pingora_core::server::configuration::ServerConf;
@@ -35,6 +37,8 @@ pub struct Conf {
     pub upstreams: BTreeMap<String, Upstream>,
     /// The services, in the order of the file.
     pub services: Vec<Service>,
+    /// Where its keys stand, for what is found wrong when it is put to use.
+    pub(crate) places: Places,
 }
 
 /// Where the operator looks.
@@ -42,6 +46,8 @@ pub struct Conf {
 pub struct Admin {
     /// Where its pages are.
     pub listen: Address,
+    /// Clients that are not on this machine may change something too.
+    pub allow_changes: bool,
 }
 
 /// The access log.
@@ -78,8 +84,8 @@ pub enum Address {
 pub struct Upstream {
     /// Its name.
     pub name: String,
-    /// What its servers speak.
-    pub protocol: Protocol,
+    /// What its servers speak, by the name it is registered by: [`HTTP`], or another.
+    pub protocol: String,
     /// Never empty.
     pub servers: Vec<Server>,
     /// How one is chosen.
@@ -169,6 +175,8 @@ pub struct Service {
     pub filters: Vec<Filter>,
     /// The routes, in the order of the file, never empty.
     pub routes: Vec<Route>,
+    /// The error pages of requests that no route matches: those of the defaults.
+    pub error_pages: ErrorPages,
     /// Finds the index of one of `routes`.
     pub table: RouteTable,
 }
@@ -206,6 +214,25 @@ pub struct Filter {
     pub place: Option<Place>,
 }
 
+/// The protocol that needs no registration, and has no settings.
+pub const HTTP: &str = "http";
+
+/// The protocols whose settings are keys of a route; those of others stand under its `protocol`.
+pub const PROTOCOL_KEYS: [&str; 5] = ["fastcgi", "memcached", "redis", "scgi", "uwsgi"];
+
+/// What a route's upstream speaks, with the route's settings of it, not yet read: only its maker knows them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Protocol {
+    /// The name it is registered by.
+    pub name: String,
+    /// Its settings; empty if there are none.
+    pub conf: Value,
+    /// The key of its settings in the file, for errors.
+    pub path: String,
+    /// Where that key stands, or should stand, if the route stands in a file.
+    pub place: Option<Place>,
+}
+
 /// What is done with some requests.
 #[derive(Clone, Debug)]
 pub struct Route {
@@ -215,6 +242,8 @@ pub struct Route {
     pub matches: Matches,
     /// An upstream that exists; `None` if a filter answers.
     pub upstream: Option<String>,
+    /// What that upstream speaks; `None` without one.
+    pub protocol: Option<Protocol>,
     /// What stands in place of the matched prefix, or of the whole path.
     pub uri: Option<Template>,
     /// The `Host` of the upstream's request.
@@ -247,6 +276,12 @@ pub struct Route {
     pub limit_rate: u64,
     /// Protocols that may be tunnelled, lower case.
     pub upgrade: Vec<String>,
+    /// Error pages are for an upstream's answers too, not only for the proxy's own errors.
+    pub intercept_errors: bool,
+    /// What is sent in place of the built-in error pages.
+    pub error_pages: ErrorPages,
+    /// Only internal redirects lead to it.
+    pub internal: bool,
     /// Headers of the upstream's that are not obeyed.
     pub ignore_headers: BTreeSet<IgnoredHeader>,
 }

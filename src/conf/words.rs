@@ -3,15 +3,6 @@
 use super::units::{Word, word};
 use serde_json::{Value, json};
 
-/// What an upstream's servers speak.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Protocol {
-    /// HTTP, of the upstream's `http_version`.
-    #[default]
-    Http,
-}
-
 /// How a server is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -62,14 +53,8 @@ pub enum IgnoredHeader {
     XAccelBuffering,
     /// `X-Accel-Limit-Rate`.
     XAccelLimitRate,
-}
-
-impl Word for Protocol {
-    const NAME: &'static str = "Protocol";
-
-    fn words() -> Vec<(Value, Self)> {
-        vec![(json!("http"), Protocol::Http)]
-    }
+    /// `X-Accel-Redirect`.
+    XAccelRedirect,
 }
 
 impl Word for Balance {
@@ -116,11 +101,11 @@ impl Word for IgnoredHeader {
         vec![
             (json!("X-Accel-Buffering"), IgnoredHeader::XAccelBuffering),
             (json!("X-Accel-Limit-Rate"), IgnoredHeader::XAccelLimitRate),
+            (json!("X-Accel-Redirect"), IgnoredHeader::XAccelRedirect),
         ]
     }
 }
 
-word!(Protocol);
 word!(Balance);
 word!(HttpVersion);
 word!(Condition);

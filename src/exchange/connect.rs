@@ -2,7 +2,7 @@
 
 use super::Failed;
 use super::http2;
-use super::send_request::{ByteStream, Limits};
+use super::send_request::{ByteStream, Created, Limits};
 use super::wire::Wire;
 use crate::chain::Pass;
 use crate::client::ClientBody;
@@ -34,7 +34,8 @@ impl Connected {
     }
 }
 
-/// Open the attempt's wire. `fresh`: not from the pool. The client is watched, and read, meanwhile.
+/// Make the request in its protocol's words, and open the attempt's wire. `fresh`: not from the pool. The client is watched,
+/// and read, meanwhile.
 pub(crate) async fn connect(
     pass: &mut Pass<'_>,
     upstream: &Arc<Upstream>,
@@ -46,13 +47,21 @@ pub(crate) async fn connect(
 ) -> Result<Box<dyn Wire>, Failed> {
     let timeouts = pass.session.route().conf().timeouts;
     let header_size = pass.session.route().conf().buffering.buffer_size;
+    // Where HTTP/2 is possible, the words are known only once the peer has chosen its own.
+    let created = match upstream.connectors.http2 {
+        None => Some(Created::new(&pass.session, upstream, &request, length).map_err(Failed::ours)?),
+        Some(_) => None,
+    };
     let connected = while_reading(pass, client, open(upstream, peer, timeouts.connect, fresh)).await?;
     note_connected(pass, upstream, matches!(connected, Connected::Stream(_, true) | Connected::Http2(_, true)));
     let limits = Limits { send: timeouts.send, read: timeouts.read, header_size };
     match connected {
         Connected::Stream(connection, reused) => {
-            let wire = ByteStream::new(connection, reused, upstream, peer, &request, length, limits);
-            Ok(Box::new(wire.map_err(Failed::ours)?))
+            let created = match created {
+                Some(created) => created,
+                None => Created::new(&pass.session, upstream, &request, length).map_err(Failed::ours)?,
+            };
+            Ok(Box::new(ByteStream::new(created, connection, reused, upstream, peer, limits)))
         }
         Connected::Http2(session, reused) => {
             let wire = http2::Http2Wire::new(session, reused, upstream, peer, request, length, limits);

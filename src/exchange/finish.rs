@@ -4,16 +4,16 @@ use super::send_request::ByteStream;
 use crate::access_log;
 use crate::error::{Error, ErrorKind};
 use crate::metrics;
-use crate::peers::pool::Connection;
 use crate::session::Session;
 use pingora_core::upstreams::peer::Peer as _;
 use std::time::Instant;
 
 /// A message is complete: its connection goes back to the pool only if the request was written whole, the response read
 /// whole, and the codec has nothing against it.
-pub(super) fn release(wire: ByteStream) {
-    if wire.request_written() && wire.message_done && wire.codec.keepalive() {
-        wire.upstream.pool.put(wire.peer.reuse_hash(), Connection { stream: wire.stream, usage: wire.usage });
+pub(super) fn release(mut wire: ByteStream) {
+    let reusable = wire.request_written() && wire.message_done && !wire.excess && wire.codec.keepalive();
+    if let Some(connection) = wire.connection.take_if(|_| reusable) {
+        wire.upstream.pool.put(wire.peer.reuse_hash(), connection);
     }
 }
 
@@ -44,6 +44,7 @@ pub(crate) fn count_and_log(session: &mut Session<'_>) {
     if std::mem::replace(&mut session.outcome.finished, true) {
         return;
     }
+    session.end_redirects();
     if session.outcome.status == 0 {
         // Dropped on the way: the client's connection went, or the process is stopping.
         session.outcome.status = 499;

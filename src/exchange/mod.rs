@@ -32,6 +32,7 @@ use crate::peers::{Chosen, Upstream};
 use crate::pipe::Limits;
 use crate::session::Attempt;
 use connect::connect;
+use http::Method;
 use next_upstream::NextUpstream;
 use pingora_http::ResponseHeader;
 use process_body::ResponseBody;
@@ -169,7 +170,7 @@ fn judge(
     body: &mut RequestBody,
     limits: &Arc<Limits>,
 ) -> Result<Judged> {
-    let Answered { received, wire } = answered;
+    let Answered { received, mut wire } = answered;
     let header = match received {
         Received::Upgraded(header) => {
             end_attempt(pass, finish::status_class(101));
@@ -182,10 +183,15 @@ fn judge(
     if next.allows_status(status, body, wire.has_sent()) {
         end_attempt(pass, finish::status_class(status));
         chosen.report(!matches!(status, 403 | 404));
+        if wire.take_early().is_ok_and(|early| early.done) {
+            // A miss, say: that is no reason to lose the connection.
+            wire.release();
+        }
         return Ok(Judged::TryNext);
     }
     let route = pass.session.route_arc().clone();
-    let response = ResponseBody::take_over(&route, header, wire, chosen, body.hand_over(), limits);
+    let is_head = pass.session.request().method == Method::HEAD;
+    let response = ResponseBody::take_over(&route, is_head, header, wire, chosen, body.hand_over(), limits);
     Ok(Judged::PassOn(Box::new(response)))
 }
 

@@ -1,5 +1,6 @@
 //! Phase 5, the upstream's half: the body into the pipe, and the connection free at its end.
 
+use super::receive_header::is_bodiless;
 use super::request_body::RequestBody;
 use super::send_request::ByteStream;
 use super::wire::{Early, Step, Wire};
@@ -8,10 +9,11 @@ use crate::bufs::Bufs;
 use crate::conf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peers::Chosen;
+use crate::peers::pool::Connection;
 use crate::pipe::{Limits, PipeConf, PipeReader, PipeStats, PipeWriter, pipe};
-use crate::protocol::BodyLength;
+use crate::protocol::{BodyLength, Input};
 use crate::routes::Route;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use pingora_http::ResponseHeader;
@@ -39,9 +41,11 @@ pub(crate) struct UpstreamReport {
 }
 
 impl ResponseBody {
-    /// Take over an answered attempt: `rest` is what is left of the request body.
+    /// Take over an answered attempt: `is_head` if the client sees no body anyway, `rest` is what is left of the request
+    /// body.
     pub(super) fn take_over(
         route: &Arc<Route>,
+        is_head: bool,
         header: ResponseHeader,
         mut wire: Box<dyn Wire>,
         chosen: Chosen,
@@ -50,7 +54,12 @@ impl ResponseBody {
     ) -> Response {
         chosen.report(false);
         let status = header.status.as_u16();
-        let early = match wire.take_early() {
+        let early = wire.take_early();
+        if is_head || is_bodiless(header.status) {
+            // Like nginx, which finalizes such a request with its header: a body that is still coming is not waited for.
+            return Self::bodiless(header, wire, early);
+        }
+        let early = match early {
             Ok(Early { body, done: true }) => return Self::whole(header, wire, body),
             early => early,
         };
@@ -68,6 +77,21 @@ impl ResponseBody {
         let length = header.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         fill.begin(early.map(|early| early.body), length);
         Response::Message(header, ResponseBody::Piped { reader, fill: Box::new(fill) })
+    }
+
+    /// The client gets no body, whatever the upstream sends.
+    fn bodiless(header: ResponseHeader, wire: Box<dyn Wire>, early: Result<Early>) -> Response {
+        let (bytes_received, done) = early.map_or((0, false), |early| (early.body.len(), early.done));
+        let upstream = UpstreamReport {
+            free_at: Instant::now(),
+            bytes_received: bytes_received as u64,
+            outcome: finish::status_class(header.status.as_u16()),
+        };
+        if done {
+            wire.release();
+        }
+        let body = Bufs::from_chunk(Bytes::new(), true);
+        Response::Message(header, ResponseBody::Whole { body, trailers: None, upstream })
     }
 
     /// It came with its header: the short way.
@@ -195,25 +219,66 @@ impl Fill {
 }
 
 impl ByteStream {
+    /// The codec's input filter, held to the `Content-Length` (nginx: "upstream sent more data than specified").
+    pub(super) fn input_filter(&mut self, raw: &mut [u8]) -> Result<Input> {
+        let mut input = self.codec.input_filter(raw)?;
+        self.message_done = input.done;
+        let Some(left) = self.body_left else { return Ok(input) };
+        let body = input.body as u64;
+        if body > left {
+            log::warn!("{} sent more than its Content-Length says", self.peer);
+            self.excess = true;
+            // What it fits into is complete for the client; the rest is not waited for.
+            input = Input { body: usize::try_from(left).unwrap_or(usize::MAX), done: true };
+        }
+        self.body_left = Some(left.saturating_sub(body));
+        if input.done {
+            self.broken = self.check_length().err();
+            input.done = self.broken.is_none();
+        }
+        Ok(input)
+    }
+
+    /// The message has ended: with the length that it was said to have?
+    fn check_length(&self) -> Result<()> {
+        match self.body_left {
+            None | Some(0) => Ok(()),
+            Some(left) => {
+                let text = format!("{} ended its answer {left} bytes before its Content-Length", self.peer);
+                Err(Error::new(ErrorKind::Truncated, text))
+            }
+        }
+    }
+
+    fn end_of_input(&mut self) -> Result<()> {
+        self.codec.end_of_input()?;
+        self.check_length()
+    }
+
     /// Read once into the pipe.
     pub(super) fn poll_body_step(&mut self, cx: &mut Context<'_>, pipe: &mut PipeWriter) -> Poll<Result<Step>> {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Err(error));
+        }
         let mut buffer = match self.reading.take() {
             Some(buffer) => buffer,
             None => ready!(pipe.poll_buffer(cx))?,
         };
-        let read = pin!(self.stream.read_buf(&mut buffer)).poll(cx);
+        let Some(Connection { stream, .. }) = &mut self.connection else {
+            return Poll::Ready(Err(Error::new(ErrorKind::Internal, "the connection is gone")));
+        };
+        let read = pin!(stream.read_buf(&mut buffer)).poll(cx);
         match read {
             Poll::Ready(Ok(0)) => {
                 pipe.commit(buffer);
-                Poll::Ready(self.codec.end_of_input().map(|()| Step::Done))
+                Poll::Ready(self.end_of_input().map(|()| Step::Done))
             }
             Poll::Ready(Ok(_)) => {
                 self.read_timer.restart();
-                let input = self.codec.input_filter(&mut buffer);
+                let input = self.input_filter(&mut buffer);
                 buffer.truncate(input.as_ref().map_or(0, |input| input.body));
                 pipe.commit(buffer);
-                self.message_done = input?.done;
-                Poll::Ready(Ok(if self.message_done { Step::Done } else { Step::More }))
+                Poll::Ready(Ok(if input?.done { Step::Done } else { Step::More }))
             }
             Poll::Ready(Err(cause)) => {
                 let text = format!("{} broke the connection in the middle of the body", self.peer);

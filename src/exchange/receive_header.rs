@@ -9,10 +9,12 @@ use crate::chain::Pass;
 use crate::client::ClientBody;
 use crate::error::{Error, ErrorKind, Result};
 use crate::headers;
+use crate::peers::pool::Connection;
 use crate::pipe::PipeWriter;
 use crate::protocol::Parsed;
 use bytes::{Buf, Bytes};
-use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, StatusCode};
 use pingora_core::protocols::Stream;
 use pingora_http::ResponseHeader;
 use std::future::Future;
@@ -53,7 +55,7 @@ pub(crate) async fn exchange_headers(
         })
         .await;
         match event {
-            Event::Header(Ok(Parsed::Interim(..) | Parsed::Partial)) => {}
+            Event::Header(Ok(Parsed::Interim(..) | Parsed::Partial | Parsed::Consumed(_))) => {}
             Event::Header(parsed) => break parsed?,
             Event::Client(run) => {
                 let mut run = run?;
@@ -65,7 +67,7 @@ pub(crate) async fn exchange_headers(
     let (mut header, upgraded) = match parsed {
         Parsed::Upgraded(header, _) => (header, true),
         Parsed::Done(header, _) | Parsed::Interim(header, _) => (header, false),
-        Parsed::Partial => return Err(Error::new(ErrorKind::Internal, "no header")),
+        Parsed::Partial | Parsed::Consumed(_) => return Err(Error::new(ErrorKind::Internal, "no header")),
     };
     note_header(pass, &header);
     if !upgraded {
@@ -73,6 +75,11 @@ pub(crate) async fn exchange_headers(
     }
     pass.upstream_response_filter(&mut header).await?;
     Ok(if upgraded { Received::Upgraded(header) } else { Received::Header(header) })
+}
+
+/// Statuses of answers that have no body, whatever their headers say (RFC 9110 15.3.5, 15.4.5).
+pub(super) fn is_bodiless(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 fn note_header(pass: &mut Pass<'_>, header: &ResponseHeader) {
@@ -89,30 +96,39 @@ impl Wire for ByteStream {
 
     fn poll_header(&mut self, cx: &mut Context<'_>) -> Poll<Result<Parsed>> {
         loop {
-            match self.codec.process_header(&self.received)? {
-                Parsed::Partial => {}
-                Parsed::Interim(header, length) => {
-                    self.received.advance(length);
-                    return Poll::Ready(Ok(Parsed::Interim(header, length)));
+            let parsed = self.codec.process_header(&self.received)?;
+            match &parsed {
+                Parsed::Partial => ready!(self.poll_read_header(cx))?,
+                Parsed::Consumed(length) => {
+                    self.consume(*length)?;
+                    self.header_consumed += length;
+                }
+                Parsed::Interim(_, length) => {
+                    self.consume(*length)?;
+                    return Poll::Ready(Ok(parsed));
                 }
                 Parsed::Done(header, length) => {
-                    self.received.advance(length);
-                    return Poll::Ready(Ok(Parsed::Done(header, length)));
+                    self.consume(*length)?;
+                    self.begin_body(header)?;
+                    return Poll::Ready(Ok(parsed));
                 }
-                Parsed::Upgraded(header, length) => {
-                    self.received.advance(length);
-                    return Poll::Ready(Ok(Parsed::Upgraded(header, length)));
+                Parsed::Upgraded(_, length) => {
+                    self.consume(*length)?;
+                    if !self.upgrades {
+                        return Poll::Ready(
+                            Err(self.invalid_header("a switch of protocols that it was not asked for")),
+                        );
+                    }
+                    return Poll::Ready(Ok(parsed));
                 }
             }
-            ready!(self.poll_read_header(cx))?;
         }
     }
 
     fn take_early(&mut self) -> Result<Early> {
         let mut body = std::mem::take(&mut self.received);
-        let input = self.codec.input_filter(&mut body)?;
+        let input = self.input_filter(&mut body)?;
         body.truncate(input.body);
-        self.message_done = input.done;
         Ok(Early { body, done: input.done })
     }
 
@@ -128,8 +144,8 @@ impl Wire for ByteStream {
         finish::release(*self);
     }
 
-    fn into_tunnel(self: Box<Self>) -> Option<(Stream, Bytes)> {
-        Some((self.stream, self.received.freeze()))
+    fn into_tunnel(mut self: Box<Self>) -> Option<(Stream, Bytes)> {
+        Some((self.connection.take()?.stream, std::mem::take(&mut self.received).freeze()))
     }
 
     fn is_reused(&self) -> bool {
@@ -148,11 +164,18 @@ impl Wire for ByteStream {
 impl ByteStream {
     /// Read more of the header.
     fn poll_read_header(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if self.received.len() >= self.header_size {
-            let text = format!("{} sent a header larger than {} bytes (buffer_size)", self.peer, self.header_size);
-            return Poll::Ready(Err(Error::new(ErrorKind::InvalidHeader, text)));
+        let room = self.header_size.saturating_sub(self.header_consumed + self.received.len());
+        if room == 0 {
+            let what = format!("a header larger than {} bytes (buffer_size)", self.header_size);
+            return Poll::Ready(Err(self.invalid_header(&what)));
         }
-        let read = pin!(self.stream.read_buf(&mut self.received)).poll(cx);
+        if self.received.len() == self.received.capacity() {
+            self.received.reserve(room);
+        }
+        let Some(Connection { stream, .. }) = &mut self.connection else {
+            return Poll::Ready(Err(self.closed("is gone", None)));
+        };
+        let read = pin!(stream.read_buf(&mut self.received)).poll(cx);
         match read {
             Poll::Ready(Ok(0)) => Poll::Ready(Err(self.closed("closed the connection", None))),
             Poll::Ready(Ok(_)) => {
@@ -168,6 +191,37 @@ impl ByteStream {
                 self.read_timer.poll_limit(cx, ErrorKind::ReadTimeout, doing)
             }
         }
+    }
+
+    /// What the codec is done with.
+    fn consume(&mut self, length: usize) -> Result<()> {
+        if length > self.received.len() {
+            return Err(Error::new(ErrorKind::Internal, "a codec has consumed more than there was"));
+        }
+        self.received.advance(length);
+        Ok(())
+    }
+
+    /// A final header: what it says of the body, whatever the protocol, is held to.
+    fn begin_body(&mut self, header: &ResponseHeader) -> Result<()> {
+        let status = header.status.as_u16();
+        if !(200..=599).contains(&status) {
+            return Err(self.invalid_header(&format!("the status {status}")));
+        }
+        let mut lengths = header.headers.get_all(CONTENT_LENGTH).iter();
+        let length = match (lengths.next(), lengths.next()) {
+            (None, _) => return Ok(()),
+            (Some(length), None) => headers::parse_content_length(length.as_bytes()),
+            (Some(_), Some(_)) => None,
+        };
+        let length = length.ok_or_else(|| self.invalid_header("a malformed Content-Length, or two of them"))?;
+        let bodiless = self.is_head || is_bodiless(header.status);
+        self.body_left = (!bodiless).then_some(length);
+        Ok(())
+    }
+
+    fn invalid_header(&self, what: &str) -> Error {
+        Error::new(ErrorKind::InvalidHeader, format!("{} sent {what}", self.peer))
     }
 
     fn closed(&mut self, what: &str, cause: Option<std::io::Error>) -> Error {

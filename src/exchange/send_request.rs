@@ -1,30 +1,65 @@
-//! Phase 3 for byte-stream protocols: [`ByteStream`], a codec over a raw stream, and how it sends.
+//! Phase 3 for byte-stream protocols: [`Created`], a request as its protocol says it, and [`ByteStream`], a codec over a
+//! raw stream, and how it sends.
 
 use super::request_body::RequestBody;
 use crate::error::{Error, ErrorKind, Result};
-use crate::peers::pool::{Connection, Usage};
+use crate::peers::pool::Connection;
 use crate::peers::{Peer, Upstream};
-use crate::protocol::{BodyLength, Codec};
+use crate::protocol::{BodyLength, Codec, Request};
+use crate::session::Session;
 use crate::timer::Timer;
 use bytes::{Buf, Bytes, BytesMut};
-use pingora_core::protocols::Stream;
+use http::Method;
+use http::header::UPGRADE;
 use pingora_http::RequestHeader;
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::io::AsyncWrite;
 
 /// Pieces of a request that one system call takes.
 const IO_SLICES: usize = 8;
 
+/// A request as its protocol says it. It is made before there is a connection: one that cannot be said troubles no peer.
+pub(super) struct Created {
+    codec: Box<dyn Codec>,
+    head: BytesMut,
+    /// The answer to HEAD has no body, whatever its header says of it.
+    is_head: bool,
+    /// The upstream is asked to switch protocols.
+    upgrades: bool,
+}
+
+impl Created {
+    /// nginx's `create_request`.
+    ///
+    /// # Errors
+    /// The request cannot be said in the route's protocol.
+    pub(super) fn new(
+        session: &Session<'_>,
+        upstream: &Upstream,
+        header: &RequestHeader,
+        length: BodyLength,
+    ) -> Result<Self> {
+        let mut codec = session.route().protocol.codec();
+        let mut head = BytesMut::with_capacity(1024);
+        let keepalive = upstream.conf.keepalive.connections > 0;
+        codec.create_request(&Request::new(header, length, session).keepalive(keepalive), &mut head)?;
+        let upgrades = header.headers.contains_key(UPGRADE);
+        Ok(Created { codec, head, is_head: header.method == Method::HEAD, upgrades })
+    }
+}
+
 /// A codec over a raw stream to one peer, for one attempt.
 pub(crate) struct ByteStream {
-    pub(super) stream: Stream,
-    pub(super) usage: Usage,
+    /// Taken when it goes back to the pool, or becomes a tunnel.
+    pub(super) connection: Option<Connection>,
     pub(super) codec: Box<dyn Codec>,
+    pub(super) is_head: bool,
+    pub(super) upgrades: bool,
     pub(super) upstream: Arc<Upstream>,
     pub(super) peer: Peer,
     pub(super) reused: bool,
@@ -37,8 +72,16 @@ pub(crate) struct ByteStream {
     /// Received and not yet consumed: the header, and what came with it.
     pub(super) received: BytesMut,
     pub(super) header_size: usize,
+    /// Bytes of the header that the codec has consumed already.
+    pub(super) header_consumed: usize,
     pub(super) has_received: bool,
+    /// Body bytes to come, where the header has said how many.
+    pub(super) body_left: Option<u64>,
     pub(super) message_done: bool,
+    /// More came than the header had said.
+    pub(super) excess: bool,
+    /// To be told when what came in front of it has been.
+    pub(super) broken: Option<Error>,
     /// A buffer of the pipe's that waits for the upstream.
     pub(super) reading: Option<BytesMut>,
 }
@@ -62,28 +105,29 @@ pub(crate) struct Limits {
 }
 
 impl ByteStream {
-    /// # Errors
-    /// The request cannot be said in the upstream's protocol.
-    pub(crate) fn new(
+    pub(super) fn new(
+        created: Created,
         connection: Connection,
         reused: bool,
         upstream: &Arc<Upstream>,
         peer: &Peer,
-        request: &RequestHeader,
-        length: BodyLength,
         limits: Limits,
-    ) -> Result<Self> {
-        let mut codec = upstream.protocol.codec();
-        let mut head = BytesMut::with_capacity(1024);
-        codec.create_request(request, length, &mut head)?;
-        Ok(ByteStream {
-            stream: connection.stream,
-            usage: connection.usage,
+    ) -> Self {
+        let Created { mut codec, head, is_head, upgrades } = created;
+        let mut first = BytesMut::new();
+        if !reused {
+            codec.new_connection(&mut first);
+        }
+        let out = [first, head].into_iter().filter(|piece| !piece.is_empty()).map(BytesMut::freeze);
+        ByteStream {
+            connection: Some(connection),
             codec,
+            is_head,
+            upgrades,
             upstream: upstream.clone(),
             peer: peer.clone(),
             reused,
-            out: VecDeque::from([head.freeze()]),
+            out: out.collect(),
             framed: Vec::new(),
             sending: Sending::Body,
             sent: false,
@@ -91,10 +135,14 @@ impl ByteStream {
             read_timer: Timer::new(limits.read),
             received: BytesMut::with_capacity(limits.header_size),
             header_size: limits.header_size,
+            header_consumed: 0,
             has_received: false,
+            body_left: None,
             message_done: false,
+            excess: false,
+            broken: None,
             reading: None,
-        })
+        }
     }
 
     pub(super) fn has_sent(&self) -> bool {
@@ -157,6 +205,9 @@ impl ByteStream {
 
     /// Write all of `out`.
     fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let Some(Connection { stream, .. }) = &mut self.connection else {
+            return Poll::Ready(Err(self.send_error("the connection is gone")));
+        };
         while !self.out.is_empty() {
             let mut slices = [IoSlice::new(&[]); IO_SLICES];
             let mut count = 0;
@@ -164,12 +215,12 @@ impl ByteStream {
                 *slice = IoSlice::new(piece);
                 count += 1;
             }
-            match Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..count]) {
+            match Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.send_error("the connection takes no more"))),
                 Poll::Ready(Ok(written)) => {
                     self.sent = true;
                     self.send_timer.restart();
-                    self.advance(written);
+                    advance(&mut self.out, written);
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.send_error(error))),
                 Poll::Pending => {
@@ -178,22 +229,47 @@ impl ByteStream {
                 }
             }
         }
-        Pin::new(&mut self.stream).poll_flush(cx).map_err(|error| self.send_error(error))
+        Pin::new(stream).poll_flush(cx).map_err(|error| self.send_error(error))
     }
 
-    fn advance(&mut self, mut written: usize) {
-        while let Some(piece) = self.out.front_mut() {
-            let step = written.min(piece.len());
-            piece.advance(step);
-            written -= step;
-            if !piece.is_empty() {
-                break;
-            }
-            self.out.pop_front();
+    /// The connection is given up: what the protocol has to say to that, if it can be written now.
+    fn abort(&mut self) {
+        let failed = matches!(self.sending, Sending::Failed(_));
+        let in_order = self.sent && self.out.is_empty() && !failed;
+        let Some(Connection { stream, .. }) = self.connection.as_mut().filter(|_| in_order) else { return };
+        let mut last_word = BytesMut::new();
+        self.codec.abort(&mut last_word);
+        if last_word.is_empty() {
+            return;
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        // Nobody is left who could be told that it did not work.
+        if let Poll::Ready(Ok(_)) = Pin::new(&mut *stream).poll_write(&mut cx, &last_word) {
+            let _ = Pin::new(stream).poll_flush(&mut cx);
         }
     }
 
     fn send_error(&self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         Error::because(ErrorKind::Send, format!("sending the request to {}", self.peer), cause)
+    }
+}
+
+impl Drop for ByteStream {
+    fn drop(&mut self) {
+        if !self.message_done {
+            self.abort();
+        }
+    }
+}
+
+fn advance(out: &mut VecDeque<Bytes>, mut written: usize) {
+    while let Some(piece) = out.front_mut() {
+        let step = written.min(piece.len());
+        piece.advance(step);
+        written -= step;
+        if !piece.is_empty() {
+            break;
+        }
+        out.pop_front();
     }
 }

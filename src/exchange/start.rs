@@ -2,7 +2,7 @@
 
 use super::request_body::RequestBody;
 use crate::chain::Pass;
-use crate::conf::{HostHeader, PathMatch};
+use crate::conf::{HTTP, HostHeader, PathMatch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::headers;
 use crate::paths;
@@ -27,7 +27,7 @@ pub(super) async fn upstream_request(
     let hop_by_hop = headers::strip_hop_by_hop(&mut request);
     request.remove_header(&EXPECT);
     request.remove_header(&http::header::CONTENT_LENGTH);
-    let may_switch = keep_upgrade(session, &mut request, &hop_by_hop.upgrade, body)?;
+    let may_switch = upstream.conf.protocol == HTTP && keep_upgrade(session, &mut request, &hop_by_hop.upgrade, body)?;
     if hop_by_hop.te_trailers && upstream.connectors.http2.is_some() {
         request.insert_header(http::header::TE, "trailers")?;
     }
@@ -108,7 +108,7 @@ fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
         None => target.to_vec(),
         Some(uri) => {
             let replacement = uri.render(session);
-            let (path, query) = split_query(target);
+            let (path, query) = paths::split_query(target);
             let rest = match &conf.matches.path {
                 PathMatch::Prefix(prefix) => {
                     paths::encode(paths::normalize(path)?.get(prefix.len()..).unwrap_or_default())
@@ -120,12 +120,6 @@ fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
     };
     request.set_raw_path(&target)?;
     Ok(())
-}
-
-/// The path, and the query with its question mark.
-fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
-    let query = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
-    target.split_at(query)
 }
 
 fn header_value(value: &str) -> Result<HeaderValue> {

@@ -24,13 +24,13 @@ pub(crate) use standing::Health;
 use crate::conf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::UpstreamMetrics;
-use crate::protocol::{Protocol, http1::Http1};
 use crate::session::Session;
 use arc_swap::ArcSwap;
 use balance::Key;
 use group::{Addresses, Group};
 use parking_lot::Mutex;
 use peer::Connectors;
+use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::Peer as _;
 use pool::Pool;
 use std::collections::HashSet;
@@ -38,12 +38,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A named group of peers with its connections, protocol and settings.
+/// A named group of peers with its connections and settings.
 pub struct Upstream {
     pub(crate) conf: conf::Upstream,
     pub(crate) connectors: Arc<Connectors>,
     pub(crate) pool: Arc<Pool>,
-    pub(crate) protocol: Arc<dyn Protocol>,
     pub(crate) metrics: UpstreamMetrics,
     /// Where the peers are now. Locked while the group is made anew.
     addresses: Mutex<Addresses>,
@@ -64,12 +63,12 @@ impl Upstream {
     ///
     /// # Errors
     /// A certificate, key or CA file cannot be read; the text says which.
-    pub(crate) fn new(conf: conf::Upstream, before: Option<&Upstream>) -> Result<Self, String> {
+    pub(crate) fn new(conf: conf::Upstream, server: &ServerConf, before: Option<&Upstream>) -> Result<Self, String> {
         let inherited = before.filter(|before| same_connections(&before.conf, &conf));
         let metrics = UpstreamMetrics::new(&conf.name, conf.servers.iter().map(|server| server.name.as_str()));
         let (connectors, pool) = match inherited {
             Some(before) => (before.connectors.clone(), before.pool.clone()),
-            None => (Arc::new(Connectors::new(&conf)?), Arc::new(Pool::new(conf.keepalive, metrics.idle()))),
+            None => (Arc::new(Connectors::new(&conf, server)?), Arc::new(Pool::new(conf.keepalive, metrics.idle()))),
         };
         let addresses = conf.servers.iter().map(|server| server.addresses.clone()).collect();
         let group_before = before.map(|before| before.group.load_full());
@@ -77,7 +76,6 @@ impl Upstream {
         Ok(Upstream {
             connectors,
             pool,
-            protocol: Arc::new(Http1),
             metrics,
             addresses: Mutex::new(addresses),
             group: ArcSwap::from_pointee(group),
@@ -229,10 +227,9 @@ impl Upstream {
 
 /// Would the two make the same connections to a peer?
 fn same_connections(a: &conf::Upstream, b: &conf::Upstream) -> bool {
-    let made = |conf: &conf::Upstream| {
-        (conf.protocol, conf.http_version, conf.http2, conf.keepalive.connections > 0, conf.keepalive.timeout)
-    };
-    made(a) == made(b) && a.tls == b.tls
+    let made =
+        |conf: &conf::Upstream| (conf.http_version, conf.http2, conf.keepalive.connections > 0, conf.keepalive.timeout);
+    made(a) == made(b) && a.protocol == b.protocol && a.tls == b.tls
 }
 
 impl Chosen {

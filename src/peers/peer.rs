@@ -5,6 +5,7 @@ use ahash::AHasher;
 use pingora_core::connectors::{ConnectorOptions, TransportConnector, http::v2};
 use pingora_core::protocols::ALPN;
 use pingora_core::protocols::l4::socket::SocketAddr;
+use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::{Peer as PingoraPeer, PeerOptions};
 use pingora_core::utils::tls::CertKey;
 use std::fmt;
@@ -115,12 +116,15 @@ pub(crate) struct Connectors {
 }
 
 impl Connectors {
-    pub(super) fn new(conf: &conf::Upstream) -> Result<Self, String> {
-        let mut connector = ConnectorOptions::new(conf.keepalive.connections as usize);
+    pub(super) fn new(conf: &conf::Upstream, server: &ServerConf) -> Result<Self, String> {
+        let mut connector = ConnectorOptions::from_server_conf(server);
+        connector.keepalive_pool_size = conf.keepalive.connections as usize;
         let mut options = PeerOptions::new();
         let mut client_cert = None;
         if let Some(tls) = &conf.tls {
-            connector.ca_file = tls.ca_file.as_ref().map(|path| path.to_string_lossy().into_owned());
+            if let Some(ca_file) = &tls.ca_file {
+                connector.ca_file = Some(ca_file.to_string_lossy().into_owned());
+            }
             options.verify_cert = tls.verify;
             options.verify_hostname = tls.verify;
             if let (Some(cert), Some(key)) = (&tls.cert_file, &tls.key_file) {

@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Run `-t` on this text.
@@ -130,20 +131,55 @@ fn a_bad_file_never_starts_a_server() {
 
 #[test]
 fn every_file_in_conf_is_good() {
+    let mut count = 0;
+    for file in files_in("conf", "yaml") {
+        is_good(&file);
+        count += 1;
+    }
+    assert!(count > 0);
+}
+
+/// A block marked `yaml` in `docs/` is a whole file; a part of one is marked otherwise (`yaml part`).
+#[test]
+fn every_configuration_in_the_documentation_is_good() {
+    let mut count = 0;
+    for page in files_in("docs", "md") {
+        for block in yaml_blocks(&fs::read_to_string(&page).unwrap()) {
+            let file = tempfile::Builder::new().prefix("documented").suffix(".yaml").tempfile().unwrap();
+            fs::write(file.path(), &block).unwrap();
+            is_good(file.path());
+            count += 1;
+        }
+    }
+    assert!(count > 0);
+}
+
+#[test]
+fn the_example_for_those_who_come_from_nginx_is_the_file_in_conf() {
+    let blocks = yaml_blocks(&fs::read_to_string("docs/from-nginx.md").unwrap());
+    assert_eq!(blocks, [fs::read_to_string("conf/from-nginx.yaml").unwrap()]);
+}
+
+fn files_in(folder: &str, extension: &str) -> impl Iterator<Item = PathBuf> {
+    let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    files.filter(move |file| file.extension().is_some_and(|found| found == extension))
+}
+
+fn is_good(file: &Path) {
     // Some name files by ${TLS_DIR}.
     let dir = tempfile::tempdir().unwrap();
     for name in ["ca", "client", "server", "other"] {
         Certificate::new("test").write(dir.path(), name);
     }
-    let files = fs::read_dir("conf").unwrap().map(|file| file.unwrap().path());
-    let mut count = 0;
-    for file in files.filter(|file| file.extension().is_some_and(|extension| extension == "yaml")) {
-        let mut command = Command::new(proxy::MILLPOND);
-        let output = command.arg("-t").arg("-c").arg(&file).env("TLS_DIR", dir.path()).output().unwrap();
-        assert!(output.status.success(), "{}:\n{}", file.display(), String::from_utf8_lossy(&output.stderr));
-        count += 1;
-    }
-    assert!(count > 0);
+    let mut command = Command::new(proxy::MILLPOND);
+    let output = command.arg("-t").arg("-c").arg(file).env("TLS_DIR", dir.path()).output().unwrap();
+    let text = fs::read_to_string(file).unwrap();
+    assert!(output.status.success(), "{}:\n{text}\n{}", file.display(), String::from_utf8_lossy(&output.stderr));
+}
+
+fn yaml_blocks(page: &str) -> Vec<String> {
+    let blocks = page.split("\n```yaml\n").skip(1);
+    blocks.map(|block| block.split_once("\n```").unwrap().0.to_owned() + "\n").collect()
 }
 
 #[test]

@@ -75,6 +75,47 @@ fn custom_filter_is_short_and_its_file_is_good() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// A finger server: it knows everybody by what it was asked.
+async fn finger() -> Origin {
+    Origin::start(async |mut conn| {
+        if let Some(question) = conn.line(b"\r\n").await {
+            conn.send(format!("Login: {question}")).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn custom_protocol_speaks_to_its_upstream_as_to_any_other() {
+    let origin = finger().await;
+    let proxy = Proxy::to(&origin)
+        .program(example("custom_protocol"))
+        .upstream(json!({ "protocol": "finger" }))
+        .route(json!({ "match": { "path_regex": "^/~([^/]+)$" }, "protocol": { "finger": { "user": "$1" } } }))
+        .start()
+        .await;
+    let mut client = proxy.connect().await;
+    let answer = client.get("/~ada").await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "Login: ada"));
+    assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
+    for path in ["/~a%0d%0ab", "/~a@b"] {
+        assert_eq!(client.get(path).await.status, 400, "{path}");
+    }
+    client.send_request("POST", "/~ada", "").await;
+    let refused = client.response().await;
+    assert_eq!((refused.status, refused.header("allow")), (405, Some("GET, HEAD")));
+    assert_eq!(origin.connections(), 1, "what cannot be asked troubles no server");
+}
+
+#[test]
+fn custom_protocol_is_short_and_its_file_is_good() {
+    let source = std::fs::read_to_string("examples/custom_protocol.rs").unwrap();
+    assert!(source.lines().count() <= 80);
+    let output = Command::new(example("custom_protocol")).args(["-t", "-c", "examples/custom_protocol.yaml"]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[tokio::test]
 async fn code_only_needs_no_file() {
     let origin = Origin::http(|_| reply(200, "hello")).await;

@@ -4,17 +4,22 @@
 #![allow(unreachable_pub, reason = "`pub` marks what the tests use of the support")]
 
 mod aborts;
+mod admin;
 mod balance;
 mod buffering;
 mod chain;
 mod config;
 mod drain;
+mod errors;
 mod examples;
 mod failover;
 mod filters;
 mod framing;
+mod internal_redirects;
 mod keepalive;
 mod observability;
+mod protocols;
+mod reload;
 mod requests;
 mod retries;
 mod routes;
@@ -23,4 +28,5 @@ mod smuggling;
 mod support;
 mod timeouts;
 mod tls_h2;
+mod upgrade;
 mod websocket;

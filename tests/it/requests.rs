@@ -394,3 +394,14 @@ async fn a_body_that_only_the_close_can_end_is_announced_so_to_an_http10_client(
     let response = client.response().await;
     assert_eq!((response.header("connection"), response.text().as_str()), (Some("close"), "abc"));
 }
+
+#[tokio::test]
+async fn connections_to_upstreams_come_from_the_configured_address() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = json!({ "client_bind_to_ipv4": ["127.0.0.77"] });
+    let servers = json!([listener.local_addr().unwrap()]);
+    let proxy = Proxy::to_all(servers).top(json!({ "server": server })).start().await;
+    proxy.connect().await.send_request("GET", "/", "").await;
+    let (_, from) = within("a connection to the upstream", listener.accept()).await.unwrap();
+    assert_eq!(from.ip().to_string(), "127.0.0.77");
+}

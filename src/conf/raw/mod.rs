@@ -9,7 +9,7 @@ mod route;
 mod upstream;
 
 pub use route::{Buffering, Buffers, Client, Match, NextUpstream, Route, Timeouts};
-pub use upstream::{Http2, Keepalive, Server, ServerOptions, Upstream, UpstreamTls};
+pub use upstream::{Http2, Keepalive, ProtocolName, Server, ServerOptions, Upstream, UpstreamTls};
 
 use super::units::{Size, Time};
 use pingora_core::server::configuration::ServerConf;
@@ -104,6 +104,9 @@ pub(super) fn server_defaults() -> Map<String, Value> {
 pub struct Admin {
     /// `IP:port` or `unix:/path`. Required.
     pub listen: String,
+    /// Let clients that are not on this machine reload the configuration and drain peers too. A Unix socket's clients
+    /// always may. Default: false.
+    pub allow_changes: bool,
 }
 
 /// The access log.

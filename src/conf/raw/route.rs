@@ -19,13 +19,31 @@ pub struct Route {
     pub matches: Match,
     /// The upstream's name. Default: none, a filter has to answer.
     pub upstream: Option<String>,
+    /// For an upstream that speaks FastCGI. Default: absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fastcgi: Option<Map<String, Value>>,
+    /// For an upstream that speaks memcached. Default: absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memcached: Option<Map<String, Value>>,
+    /// For an upstream that speaks Redis. Default: absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Option<Map<String, Value>>,
+    /// For an upstream that speaks SCGI. Default: absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scgi: Option<Map<String, Value>>,
+    /// For an upstream that speaks uwsgi. Default: absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uwsgi: Option<Map<String, Value>>,
+    /// For upstreams that speak a protocol of this binary's own: its name with its settings. Default: none.
+    pub protocol: BTreeMap<String, Map<String, Value>>,
     /// What the upstream is asked for in place of the matched prefix, or of the whole path with `path_exact` and
     /// `path_regex`; a template, the captures are `$1` or `$name`. Default: absent, the path as it came.
     pub uri: Option<String>,
     /// The `Host` of the upstream's request: `preserve`, `upstream` (the server's name as it is written), or a
     /// template. Default: `preserve`.
     pub host: String,
-    /// Headers of the upstream's request, by templates; an empty value removes. Default: none.
+    /// Headers of the upstream's request, by templates; an empty value removes. Those for one hop only (`Connection`,
+    /// `Upgrade`) are seen to in any case, and left out. Default: none.
     pub set_headers: BTreeMap<String, String>,
     /// Headers of the upstream's response that the client does not see. Default: none.
     pub hide_headers: Vec<String>,
@@ -53,7 +71,15 @@ pub struct Route {
     pub limit_rate: Rate,
     /// Protocols that may be tunnelled when an upstream agrees to them. Default: `[websocket]`.
     pub upgrade: Vec<String>,
-    /// Headers of the upstream's that are not obeyed: `X-Accel-Buffering`, `X-Accel-Limit-Rate`. Default: none.
+    /// Also put an error page in place of an upstream's answer from 300 on, if its status has one. Default: `false`.
+    pub intercept_errors: bool,
+    /// Error pages by status: `502`, or all of `4xx` and `5xx`. Each is a file that is there when the configuration is
+    /// loaded, else a path that begins with `/` and is answered by a route of the same service. Default: none.
+    pub error_pages: BTreeMap<String, String>,
+    /// Only `X-Accel-Redirect` and `error_pages` lead to it; a client that asks for it gets 404. Default: `false`.
+    pub internal: bool,
+    /// Headers of the upstream's that are not obeyed: `X-Accel-Buffering`, `X-Accel-Limit-Rate`, `X-Accel-Redirect`.
+    /// Default: none.
     pub ignore_headers: Vec<IgnoredHeader>,
 }
 
@@ -63,6 +89,12 @@ impl Default for Route {
             name: None,
             matches: Match::default(),
             upstream: None,
+            fastcgi: None,
+            memcached: None,
+            redis: None,
+            scgi: None,
+            uwsgi: None,
+            protocol: BTreeMap::new(),
             uri: None,
             host: "preserve".into(),
             set_headers: BTreeMap::new(),
@@ -79,6 +111,9 @@ impl Default for Route {
             client: Client::default(),
             limit_rate: Rate(0),
             upgrade: vec!["websocket".into()],
+            intercept_errors: false,
+            error_pages: BTreeMap::new(),
+            internal: false,
             ignore_headers: Vec::new(),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::seconds;
 use crate::conf::units::{Size, Time};
-use crate::conf::{Balance, HttpVersion, Protocol};
+use crate::conf::{Balance, HTTP, HttpVersion};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Upstream {
-    /// What the servers speak: `http`. Default: `http`.
-    pub protocol: Protocol,
+    /// What the servers speak: `http`, `memcached`, or another protocol that this binary has. Default: `http`.
+    pub protocol: ProtocolName,
     /// At least one: `IP:port`, `name:port`, `unix:/path`, or a mapping with more. A name is looked up when the file is
     /// loaded, and each of its addresses is a server.
     pub servers: Vec<Server>,
@@ -30,6 +30,17 @@ pub struct Upstream {
     /// TLS to the servers. Default: absent, plain text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<UpstreamTls>,
+}
+
+/// The name of a protocol.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(transparent)]
+pub struct ProtocolName(pub String);
+
+impl Default for ProtocolName {
+    fn default() -> Self {
+        ProtocolName(HTTP.to_owned())
+    }
 }
 
 /// One server of an upstream: its address, or a mapping.

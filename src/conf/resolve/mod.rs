@@ -1,24 +1,27 @@
 //! From the file's shape to its meaning. What is wrong is noted, and the rest looked at all the same.
 
+mod error_pages;
 mod files;
+mod protocol;
 mod route;
 mod service;
 mod upstream;
 
 use super::errors::{ConfErrors, shown};
-use super::source::{Source, key_path};
+use super::source::{Source, item_path, key_path};
 use super::units::Time;
-use super::{AccessLog, Address, Admin, Conf, LogFormat, near, raw};
+use super::{AccessLog, Address, Admin, Conf, ErrorPage, LogFormat, near, raw};
 use pingora_core::server::configuration::ServerConf;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Resolve the whole file; `raw` has the defaults merged into its routes, `source` is as it was written.
 pub(super) fn resolve(raw: &raw::Conf, source: Source) -> Result<Conf, ConfErrors> {
     let base = Path::new(&source.file).parent().map(Path::to_owned).unwrap_or_default();
-    let mut resolver = Resolver { source, base, listeners: HashMap::new() };
+    let mut resolver = Resolver { source, base, listeners: HashMap::new(), pages: HashMap::new() };
     let conf = Conf {
         file: resolver.source.file.clone(),
         server: Arc::new(resolver.server_conf(&raw.server)),
@@ -29,6 +32,7 @@ pub(super) fn resolve(raw: &raw::Conf, source: Source) -> Result<Conf, ConfError
         temp_files_max: raw.temp_files_max.0,
         upstreams: resolver.upstreams(raw),
         services: resolver.services(raw),
+        places: std::mem::take(&mut resolver.source.places),
     };
     resolver.source.into_result(conf)
 }
@@ -39,6 +43,8 @@ struct Resolver {
     base: PathBuf,
     /// The listeners so far, and their keys.
     listeners: HashMap<Address, String>,
+    /// The files of error pages so far, by their names in the file: routes that inherit one share it.
+    pages: HashMap<String, ErrorPage>,
 }
 
 impl Resolver {
@@ -69,6 +75,9 @@ impl Resolver {
     /// Pingora's struct would tell of the first wrong key only.
     fn server_key(&mut self, key: &str, value: &Value) {
         let alone = Map::from_iter([(key.to_owned(), value.clone())]);
+        if key.starts_with("client_bind_to_ip") {
+            self.bind_addresses(key, value);
+        }
         if let Err(error) = serde_json::from_value::<ServerConf>(Value::Object(alone)) {
             let reason = error.to_string();
             let expected = reason.rsplit_once("expected ").map_or(reason.as_str(), |(_, expected)| expected);
@@ -76,8 +85,25 @@ impl Resolver {
         }
     }
 
+    /// Pingora panics on what is no address.
+    fn bind_addresses(&mut self, key: &str, value: &Value) {
+        for (index, address) in value.as_array().into_iter().flatten().enumerate() {
+            let text = address.as_str().unwrap_or_default();
+            let is_right = match key {
+                "client_bind_to_ipv4" => text.parse::<Ipv4Addr>().is_ok(),
+                _ => text.parse::<Ipv6Addr>().is_ok(),
+            };
+            if address.is_string() && !is_right {
+                let version = if key == "client_bind_to_ipv4" { "4" } else { "6" };
+                let path = item_path(&key_path("server", key), index);
+                self.wrong(&path, text, format!("an IPv{version} address of this machine"));
+            }
+        }
+    }
+
     fn admin(&mut self, admin: &raw::Admin) -> Option<Admin> {
-        self.listener(&admin.listen, "admin.listen").map(|listen| Admin { listen })
+        let listen = self.listener(&admin.listen, "admin.listen")?;
+        Some(Admin { listen, allow_changes: admin.allow_changes })
     }
 
     fn access_log(&mut self, log: &raw::AccessLog) -> Option<AccessLog> {

@@ -5,7 +5,7 @@ use super::service::made_name;
 use crate::conf::source::{item_path, key_path};
 use crate::conf::units::Size;
 use crate::conf::{
-    Buffering, Client, HostHeader, HostMatch, Matches, NextUpstream, PathMatch, Route, Timeouts, near, raw,
+    Buffering, Client, ErrorPages, HostHeader, HostMatch, Matches, NextUpstream, PathMatch, Route, Timeouts, near, raw,
 };
 use crate::template::Template;
 use http::{HeaderName, Method, header};
@@ -24,6 +24,7 @@ impl Resolver {
         Route {
             name: route.name.clone().unwrap_or_else(|| made_name(&matches)),
             upstream: self.route_upstream(route, raw, has_filters, path),
+            protocol: self.route_protocol(route, raw, path),
             uri: self.uri(route, &captures, path),
             host: self.host_header(&route.host, &captures, path),
             set_headers: self.set_headers(&route.set_headers, &captures, path),
@@ -40,13 +41,17 @@ impl Resolver {
             client: self.client(&route.client, path),
             limit_rate: route.limit_rate.0,
             upgrade: self.upgrade(&route.upgrade, path),
+            intercept_errors: route.intercept_errors,
+            // They may lead to other routes: these have to be known first.
+            error_pages: ErrorPages::default(),
+            internal: route.internal,
             ignore_headers: route.ignore_headers.iter().copied().collect(),
             matches,
         }
     }
 
     /// The key in the file that a route's setting comes from: its own, or that of the defaults.
-    fn origin(&self, path: &str, key: &str) -> String {
+    pub(super) fn origin(&self, path: &str, key: &str) -> String {
         let (own, inherited) = (key_path(path, key), key_path("defaults", key));
         if !self.source.has(&own) && self.source.has(&inherited) { inherited } else { own }
     }

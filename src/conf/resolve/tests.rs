@@ -223,6 +223,20 @@ fn a_route_without_upstream_needs_a_filter() {
 }
 
 #[test]
+fn an_address_to_connect_from_is_one() {
+    let mut wrong = file(json!({ "servers": ["127.0.0.1:1"] }), json!({ "upstream": "app" }));
+    wrong["server"] = json!({ "client_bind_to_ipv4": ["127.0.0.1", "::1"], "client_bind_to_ipv6": ["localhost"] });
+    let errors = conf(wrong).map(|_| ()).unwrap_err();
+    assert_eq!(
+        errors,
+        [
+            r#"server.client_bind_to_ipv4[1]: found "::1", expected an IPv4 address of this machine"#,
+            r#"server.client_bind_to_ipv6[0]: found "localhost", expected an IPv6 address of this machine"#,
+        ]
+    );
+}
+
+#[test]
 fn servers_have_nginx_defaults() {
     let full = json!({ "address": "[::1]:81", "weight": 5, "max_fails": 0, "fail_timeout": 0, "max_conns": 7,
         "backup": true, "down": true });
@@ -274,7 +288,7 @@ fn what_makes_no_sense_in_an_upstream_is_an_error() {
         ),
         (with("keepalive", json!({ "requests": 0 })), "keepalive.requests"),
         (with("keepalive", json!({ "time": 0 })), "keepalive.time"),
-        (with("protocol", json!("memcached")), "protocol"),
+        (json!({ "servers": ["127.0.0.1:1"], "protocol": "memcached", "http_version": 2 }), "http_version"),
         (with("keepalive", json!({ "timeout": 0 })), "keepalive.timeout"),
         (with("http2", json!({ "streams": 0 })), "http2.streams"),
         (with("http2", json!({ "window": "64MiB" })), "http2.window"),
@@ -356,4 +370,55 @@ fn one_mistake_does_not_make_others_of_what_depends_on_it() {
         ["upstreams.app", "services[0].routes[2]", "services[0].routes[0].match.path_regex"],
         "{errors:#?}"
     );
+}
+
+#[test]
+fn a_route_has_the_settings_of_what_its_upstream_speaks() {
+    let mut file = file(json!({ "servers": ["127.0.0.1:1"], "protocol": "memcached" }), json!({ "upstream": "app" }));
+    file["upstreams"]["web"] = json!({ "servers": ["127.0.0.1:1"] });
+    file["upstreams"]["own"] = json!({ "servers": ["127.0.0.1:1"], "protocol": "finger" });
+    file["defaults"] = json!({ "memcached": { "key": "$uri", "gzip_flag": 1 }, "scgi": {} });
+    file["services"][0]["routes"] = json!([
+        { "upstream": "app", "memcached": { "key": "$args" } },
+        { "upstream": "web", "match": { "path": "/web" } },
+        { "upstream": "own", "match": { "path": "/own" }, "protocol": { "finger": { "user": "$1" } } },
+        { "filters": [{ "x": {} }], "match": { "path": "/none" } },
+    ]);
+    let routes = conf(file).unwrap().services[0].routes.clone();
+    let spoken = |index: usize| {
+        let protocol: &Option<Protocol> = &routes[index].protocol;
+        protocol.as_ref().map(|protocol| (protocol.name.as_str(), protocol.conf.clone(), protocol.path.as_str()))
+    };
+    let path = |key: &str| format!("services[0].routes[{key}");
+    assert_eq!(
+        spoken(0),
+        Some(("memcached", json!({ "key": "$args", "gzip_flag": 1 }), path("0].memcached").as_str()))
+    );
+    assert_eq!(spoken(1).map(|(name, conf, _)| (name, conf)), Some(("http", json!({}))));
+    assert_eq!(spoken(2), Some(("finger", json!({ "user": "$1" }), path("2].protocol.finger").as_str())));
+    assert_eq!(spoken(3), None);
+}
+
+#[test]
+fn settings_of_what_the_upstream_does_not_speak_are_an_error() {
+    let error = |route: Value| route_error(route);
+    assert_eq!(
+        error(json!({ "memcached": { "key": "x" } })),
+        "memcached: found settings of memcached, expected those of http, which the route's upstream speaks"
+    );
+    assert_eq!(
+        error(json!({ "protocol": { "finger": {} } })),
+        "protocol.finger: found settings of finger, expected those of http, which the route's upstream speaks"
+    );
+    assert_eq!(
+        error(json!({ "protocol": { "memcached": {} } })),
+        "protocol.memcached: found settings of memcached, expected them under the route's own key memcached"
+    );
+    assert_eq!(
+        error(json!({ "protocol": { "http": {} } })),
+        "protocol.http: found settings of http, expected no settings, HTTP has none"
+    );
+    let without = file(json!({ "servers": ["127.0.0.1:1"] }), json!({ "filters": [{ "x": {} }], "scgi": {} }));
+    let expected = "services[0].routes[0].scgi: found settings of scgi, expected an upstream that speaks it";
+    assert_eq!(conf(without).unwrap_err(), [expected]);
 }

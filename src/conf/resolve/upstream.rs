@@ -3,7 +3,7 @@
 use super::Resolver;
 use super::files::host_and_port;
 use crate::conf::source::{item_path, key_path};
-use crate::conf::{Balance, Http2, Keepalive, Server, Upstream, UpstreamTls, raw};
+use crate::conf::{Balance, HTTP, Http2, HttpVersion, Keepalive, Server, Upstream, UpstreamTls, raw};
 use crate::template::Template;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -26,11 +26,11 @@ impl Resolver {
         self.fits_balance(raw, &servers, &path);
         Upstream {
             name: name.to_owned(),
-            protocol: raw.protocol,
+            protocol: raw.protocol.0.clone(),
             balance: raw.balance,
             hash_key: self.hash_key(raw, &path),
             keepalive: self.keepalive(&raw.keepalive, &key_path(&path, "keepalive")),
-            http_version: raw.http_version,
+            http_version: self.http_version(raw, &path),
             http2: self.http2(&raw.http2, &key_path(&path, "http2")),
             tls: raw.tls.as_ref().map(|tls| self.upstream_tls(tls, &servers, &tls_path)),
             servers,
@@ -112,6 +112,15 @@ impl Resolver {
             }
         }
         Keepalive { connections: raw.connections, timeout: raw.timeout.0, requests: raw.requests, time: raw.time.0 }
+    }
+
+    /// Only HTTP has versions.
+    fn http_version(&mut self, raw: &raw::Upstream, path: &str) -> HttpVersion {
+        if raw.protocol.0 != HTTP && raw.http_version != HttpVersion::default() {
+            let expected = format!("none with the protocol {}", raw.protocol.0);
+            self.error(&key_path(path, "http_version"), "a version of HTTP", expected);
+        }
+        raw.http_version
     }
 
     /// HTTP/2 windows are 31 bits (RFC 9113 6.9.1), the connection's is `streams × window`.

@@ -2,6 +2,7 @@ use super::super::{Chosen, Upstream};
 use crate::conf::Conf;
 use crate::peers::State;
 use crate::peers::balance::Key;
+use pingora_core::server::configuration::ServerConf;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,7 +17,7 @@ fn conf(upstream: Value) -> crate::conf::Upstream {
 }
 
 fn upstream(upstream: Value) -> Arc<Upstream> {
-    Arc::new(Upstream::new(conf(upstream), None).unwrap())
+    Arc::new(Upstream::new(conf(upstream), &ServerConf::default(), None).unwrap())
 }
 
 fn servers(count: usize) -> Vec<String> {
@@ -243,7 +244,7 @@ fn what_is_known_of_a_peer_outlives_a_reload() {
     let (_, busy) = choose(&before, &Key::None).unwrap();
     let after =
         json!({ "servers": ["127.0.0.4:80", "127.0.0.3:80", "127.0.0.2:80", "127.0.0.1:80"], "balance": "least_conn" });
-    let after = Arc::new(Upstream::new(conf(after), Some(&before)).unwrap());
+    let after = Arc::new(Upstream::new(conf(after), &ServerConf::default(), Some(&before)).unwrap());
     after.begin();
     assert_eq!(member(&after, "127.0.0.1:80").standing().fails(), 1);
     assert_eq!(member(&after, "127.0.0.2:80").state(), State::Drain);
@@ -257,7 +258,7 @@ fn what_is_known_of_a_peer_outlives_a_reload() {
 fn a_configuration_that_is_not_used_changes_nothing() {
     let before = upstream(json!({ "servers": servers(2) }));
     let down = json!({ "servers": [{ "address": "127.0.0.1:80", "down": true }, "127.0.0.2:80"] });
-    let after = Upstream::new(conf(down), Some(&before)).unwrap();
+    let after = Upstream::new(conf(down), &ServerConf::default(), Some(&before)).unwrap();
     assert_eq!(member(&before, "127.0.0.1:80").state(), State::Up);
     after.begin();
     assert_eq!(member(&before, "127.0.0.1:80").state(), State::Down);

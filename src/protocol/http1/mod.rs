@@ -13,19 +13,17 @@
 mod chunked;
 mod create_request;
 mod process_header;
-#[cfg(test)]
-mod split_check;
 
 use self::chunked::Chunked;
 use self::create_request::RequestBody;
 use self::process_header::{Framing, Head, HeaderEnd};
-use super::{BodyLength, Codec, Input, Parsed, Protocol};
+use super::{Codec, Input, Parsed, Protocol, Request};
 use crate::error::{Error, ErrorKind, Result};
 use crate::headers;
 use bytes::{Bytes, BytesMut};
 use http::header::UPGRADE;
 use http::{HeaderMap, HeaderValue, Method, Version};
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_http::ResponseHeader;
 
 /// Interim answers (1xx) to one request. A real upstream sends one or two; an endless row of them would hold the
 /// request forever, as each of them restarts the read timer.
@@ -36,10 +34,6 @@ const MAX_INTERIM: u8 = 16;
 pub struct Http1;
 
 impl Protocol for Http1 {
-    fn name(&self) -> &'static str {
-        "http"
-    }
-
     fn codec(&self) -> Box<dyn Codec> {
         Box::new(Http1Codec::default())
     }
@@ -77,11 +71,12 @@ enum Body {
 }
 
 impl Codec for Http1Codec {
-    fn create_request(&mut self, request: &RequestHeader, body: BodyLength, out: &mut BytesMut) -> Result<()> {
-        self.head = request.method == Method::HEAD;
-        self.asked = request.headers.get_all(UPGRADE).iter().cloned().collect();
+    fn create_request(&mut self, request: &Request<'_>, out: &mut BytesMut) -> Result<()> {
+        let (header, body) = (request.header(), request.body_length());
+        self.head = header.method == Method::HEAD;
+        self.asked = header.headers.get_all(UPGRADE).iter().cloned().collect();
         self.request_body = RequestBody::new(body);
-        create_request::write_header(request, body, out)
+        create_request::write_header(header, body, out)
     }
 
     fn request_body(&mut self, chunk: Bytes, last: bool, out: &mut Vec<Bytes>) {
@@ -194,9 +189,21 @@ fn invalid_header(what: impl AsRef<str>) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::split_check::{Answer, End, check, read};
+    use super::super::BodyLength;
+    use super::super::split_check::{self, Answer, End};
     use super::*;
+    use pingora_http::RequestHeader;
     use proptest::prelude::*;
+
+    fn request(method: &str) -> RequestHeader {
+        let mut request = RequestHeader::build(method, b"/", None).unwrap();
+        request.insert_header("Upgrade", "websocket").unwrap();
+        request
+    }
+
+    fn check(method: &str, wire: &[u8], sizes: &[usize]) -> Answer {
+        split_check::check(&Http1, &request(method), wire, sizes)
+    }
 
     /// How an answer to GET ends, read whole and byte by byte.
     fn get(wire: &str) -> Answer {
@@ -304,7 +311,7 @@ mod tests {
         }
         let mut codec = Http1.codec();
         let request = RequestHeader::build("GET", b"/", None).unwrap();
-        codec.create_request(&request, BodyLength::None, &mut BytesMut::new()).unwrap();
+        codec.create_request(&Request::new(&request, BodyLength::None, &()), &mut BytesMut::new()).unwrap();
         let error = codec.process_header(table[0].0.as_bytes()).unwrap_err();
         assert_eq!(error.to_string(), "the upstream sent an unsolicited 101");
     }
@@ -369,7 +376,7 @@ mod tests {
             sizes in prop::collection::vec(1_usize..60, 1..8),
         ) {
             let answer = check("GET", &wire, &sizes);
-            prop_assert_eq!(&answer, &read("GET", &wire, &[1]));
+            prop_assert_eq!(&answer, &split_check::read(&Http1, &request("GET"), &wire, &[1]));
             prop_assert_eq!((answer.body, answer.end, answer.keepalive), (body, End::Done, keepalive));
         }
 

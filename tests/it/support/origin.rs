@@ -261,14 +261,14 @@ impl Conn {
 
     /// The next chunk of a chunked body, `Some(None)` for the last; `None` if the peer closes.
     pub async fn chunk(&mut self) -> Option<Option<Vec<u8>>> {
-        let size = self.line().await?;
+        let size = self.line(b"\r\n").await?;
         let size = usize::from_str_radix(&size, 16).unwrap_or_else(|_| panic!("not a chunk size: {size:?}"));
         if size == 0 {
-            while !self.line().await?.is_empty() {}
+            while !self.line(b"\r\n").await?.is_empty() {}
             return Some(None);
         }
         let chunk = self.exactly(size).await?;
-        assert_eq!(self.line().await?, "", "a chunk ends with CRLF");
+        assert_eq!(self.line(b"\r\n").await?, "", "a chunk ends with CRLF");
         Some(Some(chunk))
     }
 
@@ -280,10 +280,11 @@ impl Conn {
         Some(self.buf.drain(..count).collect())
     }
 
-    async fn line(&mut self) -> Option<String> {
+    /// A line without its end; `None` if the peer closes before.
+    pub async fn line(&mut self, end: &[u8]) -> Option<String> {
         loop {
-            if let Some(at) = self.buf.windows(2).position(|window| window == b"\r\n") {
-                let line = self.buf.drain(..at + 2).take(at).collect();
+            if let Some(at) = self.buf.windows(end.len()).position(|window| window == end) {
+                let line = self.buf.drain(..at + end.len()).take(at).collect();
                 return Some(String::from_utf8(line).unwrap());
             }
             self.fill().await?;

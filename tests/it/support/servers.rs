@@ -1,4 +1,5 @@
-//! Real Apache, nginx and Tomcat as origins, each on a free port with its files in a private folder.
+//! Real servers as origins, each on a free port with its files in a private folder: Apache, nginx and Tomcat, which speak
+//! HTTP; memcached, Redis, PHP-FPM and uWSGI, which do not.
 
 use super::proxy::Process;
 use super::{Client, eventually};
@@ -121,8 +122,90 @@ pub async fn tomcat() -> Server {
     .await
 }
 
-/// Write the files and start; another port if somebody took this one meanwhile.
+/// memcached, with values of up to 8 MiB.
+pub async fn memcached() -> Server {
+    spawn("memcached", |_, port| {
+        let mut command = Command::new("/usr/bin/memcached");
+        command.args(["-u", "nobody", "-l", "127.0.0.1", "-U", "0", "-m", "64", "-I", "8m", "-t", "2", "-p"]);
+        command.arg(port.to_string()).process_group(0);
+        command
+    })
+    .await
+}
+
+/// Redis without a disk; `more` is its command line's end, as `&["--requirepass", "secret"]`.
+pub async fn redis(more: &[&str]) -> Server {
+    spawn("redis-server", |dir, port| {
+        let mut command = Command::new("/usr/bin/redis-server");
+        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", &port.to_string(), "--dir"]);
+        command.arg(dir).args(more).process_group(0);
+        command
+    })
+    .await
+}
+
+/// PHP-FPM; its scripts are in `htdocs`. What PHP complains about goes to FastCGI's standard error.
+pub async fn php_fpm() -> Server {
+    spawn("php-fpm8.2", |dir, port| {
+        let d = dir.display();
+        let config = format!(
+            "[global]\nerror_log = {d}/fpm.log\ndaemonize = no\n\
+             [www]\nuser = www-data\ngroup = www-data\nlisten = 127.0.0.1:{port}\npm = static\npm.max_children = 4\n\
+             php_admin_value[upload_max_filesize] = 64M\nphp_admin_value[post_max_size] = 64M\n\
+             php_admin_value[memory_limit] = 256M\nphp_admin_value[output_buffering] = 0\n\
+             php_admin_flag[log_errors] = on\nphp_admin_flag[display_errors] = off\n"
+        );
+        fs::write(dir.join("fpm.conf"), config).unwrap();
+        let mut command = Command::new("/usr/sbin/php-fpm8.2");
+        command.args(["-F", "-n", "-y"]).arg(dir.join("fpm.conf")).process_group(0);
+        command
+    })
+    .await
+}
+
+/// uWSGI with one Python application behind three protocols.
+pub struct Uwsgi {
+    pub scgi: SocketAddr,
+    pub fastcgi: SocketAddr,
+    /// At its address it speaks uwsgi.
+    pub server: Server,
+}
+
+/// uWSGI, running this WSGI module.
+pub async fn uwsgi(application: &str) -> Uwsgi {
+    for _ in 0..5 {
+        let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let (scgi, fastcgi) = (free(), free());
+        let [scgi, fastcgi] = [scgi, fastcgi].map(|listener| listener.local_addr().unwrap());
+        let mut server = spawn("uwsgi", |dir, port| {
+            fs::write(dir.join("app.py"), application).unwrap();
+            let mut command = Command::new("/usr/bin/uwsgi");
+            command.args(["--plugin", "python3", "--wsgi-file", "app.py", "--master", "--processes", "2"]);
+            command.args(["--uid", "www-data", "--gid", "www-data", "--die-on-term", "--buffer-size", "32768"]);
+            command.args(["--uwsgi-socket", &format!("127.0.0.1:{port}"), "--scgi-socket", &scgi.to_string()]);
+            command.args(["--fastcgi-socket", &fastcgi.to_string()]).current_dir(dir).process_group(0);
+            command
+        })
+        .await;
+        if server.process.listens_at(&[scgi, fastcgi]).await {
+            return Uwsgi { scgi, fastcgi, server };
+        }
+    }
+    panic!("uwsgi does not start");
+}
+
+/// Write the files and start; it is ready when it answers.
 async fn start(name: &str, prepare: impl Fn(&Path, u16) -> Command) -> Server {
+    let server = spawn(name, prepare).await;
+    eventually(&format!("{name} answers"), async || {
+        (Client::connect(server.addr).await.get("/").await.status < 500).then_some(())
+    })
+    .await;
+    server
+}
+
+/// Write the files and start; another port if somebody took this one meanwhile. It is ready when it listens.
+async fn spawn(name: &str, prepare: impl Fn(&Path, u16) -> Command) -> Server {
     for _ in 0..5 {
         let dir = tempfile::Builder::new().prefix("millpond-it-").tempdir().unwrap();
         fs::create_dir(dir.path().join("htdocs")).unwrap();
@@ -130,10 +213,6 @@ async fn start(name: &str, prepare: impl Fn(&Path, u16) -> Command) -> Server {
         let addr = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
         let mut process = Process::spawn(&mut prepare(dir.path(), addr.port()));
         if process.listens_at(&[addr]).await {
-            eventually(&format!("{name} answers"), async || {
-                (Client::connect(addr).await.get("/").await.status < 500).then_some(())
-            })
-            .await;
             return Server { addr, dir, process };
         }
         eprintln!("{name} ended:\n{}", process.log());

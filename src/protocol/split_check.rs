@@ -1,16 +1,15 @@
-//! A property of the codec, shared by its tests and the fuzz target `http1_response`: it does not matter in what pieces
-//! the bytes of an answer arrive.
+//! A property of codecs, shared by their tests and the fuzz targets: it does not matter in what pieces the bytes of an
+//! answer arrive.
 
 use bytes::BytesMut;
 use http::HeaderMap;
 use millpond::error::ErrorKind;
-use millpond::protocol::http1::Http1;
-use millpond::protocol::{BodyLength, Codec, Parsed, Protocol};
+use millpond::protocol::{BodyLength, Codec, Parsed, Protocol, Request};
 use pingora_http::{RequestHeader, ResponseHeader};
 
 /// All that an engine learns from the codec about one answer.
 #[derive(Debug, PartialEq)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// Interim answers first; as text, names in their own case.
     pub headers: Vec<String>,
     pub body: Vec<u8>,
@@ -21,17 +20,18 @@ pub(super) struct Answer {
 
 /// How it ended.
 #[derive(Debug, PartialEq)]
-pub(super) enum End {
+pub(crate) enum End {
     Done,
     Closed,
     Upgraded,
     Failed(ErrorKind),
 }
 
-/// Read `wire` whole, and in pieces of these sizes, over and over. Panics unless both give the same answer.
-pub(super) fn check(method: &str, wire: &[u8], sizes: &[usize]) -> Answer {
-    let whole = read(method, wire, &[wire.len()]);
-    let split = read(method, wire, sizes);
+/// Read `wire`, an answer to `request`, whole, and in pieces of these sizes, over and over. Panics unless both give the
+/// same answer.
+pub(crate) fn check(protocol: &dyn Protocol, request: &RequestHeader, wire: &[u8], sizes: &[usize]) -> Answer {
+    let whole = read(protocol, request, wire, &[wire.len()]);
+    let split = read(protocol, request, wire, sizes);
     assert!(whole.body.len() <= wire.len() && split.body.len() <= wire.len(), "more body than input");
     if let End::Failed(ErrorKind::InvalidHeader | ErrorKind::InvalidBody) = whole.end {
         // Body bytes that came in one piece with the offence are lost.
@@ -44,8 +44,8 @@ pub(super) fn check(method: &str, wire: &[u8], sizes: &[usize]) -> Answer {
 }
 
 /// Read `wire` in pieces of these sizes, over and over, then the end of the connection.
-pub(super) fn read(method: &str, wire: &[u8], sizes: &[usize]) -> Answer {
-    let mut reader = Reader::new(method);
+pub(crate) fn read(protocol: &dyn Protocol, request: &RequestHeader, wire: &[u8], sizes: &[usize]) -> Answer {
+    let mut reader = Reader::new(protocol, request);
     let mut sizes = sizes.iter().cycle();
     let mut rest = wire;
     while !rest.is_empty() && reader.end.is_none() {
@@ -70,11 +70,11 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(method: &str) -> Self {
-        let mut request = RequestHeader::build(method, b"/", None).expect("a valid request");
-        request.insert_header("Upgrade", "websocket").expect("a valid header");
-        let mut codec = Http1.codec();
-        codec.create_request(&request, BodyLength::None, &mut BytesMut::new()).expect("a valid request");
+    fn new(protocol: &dyn Protocol, request: &RequestHeader) -> Self {
+        let mut codec = protocol.codec();
+        let mut out = BytesMut::new();
+        codec.create_request(&Request::new(request, BodyLength::None, &()), &mut out).expect("a valid request");
+        codec.new_connection(&mut out);
         let (received, headers, body) = Default::default();
         Reader { codec, received, in_body: false, done: false, headers, body, end: None }
     }
@@ -84,6 +84,10 @@ impl Reader {
         while !self.in_body {
             match self.codec.process_header(&self.received)? {
                 Parsed::Partial => return Ok(()),
+                Parsed::Consumed(len) => {
+                    assert!(len > 0, "nothing was consumed");
+                    self.received.drain(..len);
+                }
                 Parsed::Interim(header, len) => self.header(&header, len),
                 Parsed::Upgraded(header, len) => {
                     self.header(&header, len);
