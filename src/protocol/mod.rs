@@ -74,6 +74,12 @@ use pingora_http::ResponseHeader;
 pub trait Protocol: Send + Sync + 'static {
     /// The state of one attempt. Called for each, before a connection is looked for.
     fn codec(&self) -> Box<dyn Codec>;
+
+    /// Has the length of a request body to be known before it is sent? One that does not say it is then read whole
+    /// first, `request_buffering` or not, as nginx does for FastCGI, SCGI and uwsgi. By default it has not.
+    fn needs_body_length(&self) -> bool {
+        false
+    }
 }
 
 /// The protocol's state for one attempt. The [module](self) has the order of the calls.
@@ -142,6 +148,8 @@ pub enum Parsed {
     /// So many bytes, more than none, are done with: an answer to [`Codec::new_connection`], or a part of the header that
     /// the codec has taken over. It is called again with what is behind them. They count for `buffer_size`.
     Consumed(usize),
+    /// The same of what is no part of a header and does not count for `buffer_size`: framing, messages for the log.
+    Skipped(usize),
     /// An interim answer (HTTP's 1xx without 101) of so many bytes; another header follows.
     Interim(ResponseHeader, usize),
     /// The header, of so many bytes. Framing and hop-by-hop headers may still be in it, for the engine to judge.
