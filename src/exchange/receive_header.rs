@@ -67,7 +67,9 @@ pub(crate) async fn exchange_headers(
     let (mut header, upgraded) = match parsed {
         Parsed::Upgraded(header, _) => (header, true),
         Parsed::Done(header, _) | Parsed::Interim(header, _) => (header, false),
-        Parsed::Partial | Parsed::Consumed(_) | Parsed::Skipped(_) => return Err(Error::new(ErrorKind::Internal, "no header")),
+        Parsed::Partial | Parsed::Consumed(_) | Parsed::Skipped(_) => {
+            return Err(Error::new(ErrorKind::Internal, "no header"));
+        }
     };
     note_header(pass, &header);
     if !upgraded {

@@ -53,6 +53,10 @@
 //! ```
 //! `examples/custom_protocol.rs` is a whole one. Its codec is best tested with every split of its input.
 
+#[cfg(any(feature = "fastcgi", feature = "scgi", feature = "uwsgi"))]
+pub(crate) mod cgi;
+#[cfg(feature = "fastcgi")]
+pub mod fastcgi;
 pub mod http1;
 #[cfg(feature = "memcached")]
 pub mod memcached;
@@ -170,6 +174,9 @@ pub struct Input {
 
 /// Register the protocols that this build has.
 fn register(protocols: Protocols) -> Protocols {
+    #[cfg(feature = "fastcgi")]
+    let protocols = protocols
+        .with("fastcgi", |conf, scope| fastcgi::FastCgi::new(conf, &format!("{}/{}", scope.service, scope.route)));
     #[cfg(feature = "memcached")]
     let protocols = protocols.with("memcached", |conf, _| Ok(memcached::Memcached::new(conf)));
     protocols
