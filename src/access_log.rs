@@ -1,20 +1,25 @@
-//! The access log: one line per request, written away from the async threads.
+//! The access log: one line per request, written away from the async threads. Each reload opens the file again, so that
+//! it can be renamed (logrotate) or another one be used.
 
 use crate::conf::{AccessLog, LogFormat};
 use crate::session::{Attempt, Session};
 use crate::template::{Template, Variable, Variables};
 use crate::variables;
+use arc_swap::ArcSwapOption;
 use once_cell::sync::Lazy;
-use once_cell::sync::OnceCell;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
-use std::io::{BufWriter, Write};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 /// Lines that may wait for the disk. When they are that many, further ones are dropped and counted in the log: an access
 /// log must not stop the traffic it tells of.
 const QUEUE: usize = 64 * 1024;
+/// Bytes of one write, and a line.
+const BATCH: usize = 64 * 1024;
 
 /// nginx's `combined`.
 static COMBINED: Lazy<Template> = Lazy::new(|| {
@@ -23,47 +28,90 @@ static COMBINED: Lazy<Template> = Lazy::new(|| {
     TEXT.parse().expect("a template of variables that exist")
 });
 
-static LOG: OnceCell<Arc<Log>> = OnceCell::new();
+static LOG: ArcSwapOption<Log> = ArcSwapOption::const_empty();
 
-struct Log {
+/// Where all lines go. The thread behind it is started by the first one: until then the process may still fork (`-d`),
+/// and only one thread survives that.
+static LINES: Lazy<SyncSender<Line>> = Lazy::new(|| {
+    let (lines, queued) = sync_channel(QUEUE);
+    let spawned = std::thread::Builder::new().name("access log".to_owned()).spawn(move || write(&queued));
+    if let Err(error) = spawned {
+        log::error!("access log: no thread to write it: {error}");
+    }
+    lines
+});
+
+/// A log that is open.
+pub(crate) struct Log {
     format: LogFormat,
-    lines: SyncSender<String>,
+    output: Arc<Output>,
 }
 
-/// Open the log and start its writer. Once per process.
-///
-/// # Errors
-/// The file cannot be opened for appending.
-pub(crate) fn open(conf: &AccessLog) -> std::io::Result<()> {
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(&conf.path)?;
-    let (lines, queued) = sync_channel::<String>(QUEUE);
-    let path = conf.path.display().to_string();
-    std::thread::Builder::new().name("access log".to_owned()).spawn(move || {
-        let mut out = BufWriter::with_capacity(64 * 1024, file);
-        while let Ok(line) = queued.recv() {
-            let mut written = writeln!(out, "{line}");
-            // Whatever else is waiting goes into the same write.
-            for line in queued.try_iter().take(QUEUE) {
-                written = written.and_then(|()| writeln!(out, "{line}"));
+struct Output {
+    path: PathBuf,
+    file: File,
+}
+
+/// A line for the file that was in use when the request ended.
+type Line = (Arc<Output>, String);
+
+impl Log {
+    /// Open the file, creating it if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be opened for appending; the text names it.
+    pub(crate) fn open(conf: &AccessLog) -> Result<Self, String> {
+        let file = OpenOptions::new().create(true).append(true).open(&conf.path);
+        let file = file.map_err(|error| format!("access_log.path: {}: {error}", conf.path.display()))?;
+        Ok(Log { format: conf.format.clone(), output: Arc::new(Output { path: conf.path.clone(), file }) })
+    }
+}
+
+/// Use this log from the next finished request on, or none. A file that is no longer in use is closed once its last line
+/// is written.
+pub(crate) fn use_log(log: Option<Log>) {
+    LOG.store(log.map(Arc::new));
+}
+
+/// The writer's thread. It holds a file only while it has lines for it.
+fn write(queued: &Receiver<Line>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while let Ok((mut output, line)) = queued.recv() {
+        add(&mut batch, &line);
+        // Whatever else is waiting goes into the same write.
+        for (next, line) in queued.try_iter().take(QUEUE) {
+            if !Arc::ptr_eq(&output, &next) || batch.len() >= BATCH {
+                append(&output, &mut batch);
+                output = next;
             }
-            if let Err(error) = written.and_then(|()| out.flush()) {
-                log::error!("access log {path}: {error}");
-            }
+            add(&mut batch, &line);
         }
-    })?;
-    let _ = LOG.set(Arc::new(Log { format: conf.format.clone(), lines }));
-    Ok(())
+        append(&output, &mut batch);
+    }
+}
+
+fn add(batch: &mut Vec<u8>, line: &str) {
+    batch.extend_from_slice(line.as_bytes());
+    batch.push(b'\n');
+}
+
+fn append(output: &Output, batch: &mut Vec<u8>) {
+    if let Err(error) = (&output.file).write_all(batch) {
+        log::error!("access log {}: {error}", output.path.display());
+    }
+    batch.clear();
 }
 
 /// Write the line of a finished request.
 pub(crate) fn log(session: &Session<'_>) {
-    let Some(log) = LOG.get() else { return };
+    let log = LOG.load();
+    let Some(log) = log.as_ref() else { return };
     let line = match &log.format {
         LogFormat::Json => json_line(session).to_string(),
         LogFormat::Combined => COMBINED.render_or(&Escaped(session), "-").into_owned(),
         LogFormat::Template(template) => template.render_or(&Escaped(session), "-").into_owned(),
     };
-    if let Err(TrySendError::Full(_)) = log.lines.try_send(line) {
+    if let Err(TrySendError::Full(_)) = LINES.try_send((log.output.clone(), line)) {
         log::warn!("access log: {QUEUE} lines are waiting for the disk, one was dropped");
     }
 }

@@ -1,6 +1,8 @@
 //! [`Millpond`]: register filters, read the command line, run.
 
+use crate::access_log::{self, Log};
 use crate::admin;
+use crate::certificates;
 use crate::chain::{Chain, Filter};
 use crate::conf::{self, Conf, ConfError, ConfErrors, SettingsError, near};
 use crate::error::Result;
@@ -8,16 +10,15 @@ use crate::listen;
 use crate::metrics::RouteMetrics;
 use crate::peers::Upstream;
 use crate::phases::UpstreamPhases;
-use crate::pipe::Limits;
 use crate::protocol::http1::Http1;
 use crate::protocol::{Protocol, Protocols, Scope};
 use crate::reload::Running;
 use crate::routes::{Route, Service};
 use crate::supervisor::Supervisor;
+use crate::upgrade::{Signals, Sockets};
 use clap::Parser;
-use pingora_core::server::Server;
 use pingora_core::server::configuration::Opt;
-use pingora_core::services::background::background_service;
+use pingora_core::server::{RunArgs, Server};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -149,8 +150,8 @@ impl Millpond {
     }
 
     /// Read the command line and the configuration, and serve until a signal ends the process: SIGTERM gracefully, SIGINT
-    /// at once, SIGQUIT when another process has taken over. SIGHUP reads the file again. Returns early only for `-t`, `schema`, and errors, which are
-    /// printed.
+    /// at once, SIGQUIT when another process has taken over. SIGHUP reads the file again. Returns early only for `-t`,
+    /// `schema`, and errors, which are printed.
     pub fn run(mut self) -> ExitCode {
         if let Some(conf) = self.conf.take() {
             return self.serve(conf, None, Opt::default());
@@ -162,7 +163,10 @@ impl Millpond {
             let _ = writeln!(std::io::stdout(), "{schema}");
             return ExitCode::SUCCESS;
         }
-        let conf = match Conf::load(&args.conf) {
+        // Whatever its folder is later (`-d`), the file is read again, and its relative paths start there.
+        let file = if args.test { Ok(args.conf.clone()) } else { std::path::absolute(&args.conf) };
+        let file = file.unwrap_or_else(|_| args.conf.clone());
+        let conf = match Conf::load(&file) {
             Ok(conf) => conf,
             Err(errors) => return refuse(&errors),
         };
@@ -176,7 +180,7 @@ impl Millpond {
             };
         }
         let options = Opt { upgrade: args.upgrade, daemon: args.daemon, ..Opt::default() };
-        self.serve(conf, Some(args.conf), options)
+        self.serve(conf, Some(file), options)
     }
 
     /// What runs, made of what is configured. Of the groups `in_use` those that have not changed stay; of the others the
@@ -208,6 +212,7 @@ impl Millpond {
                 }),
             }
         }
+        let certificates = read_certificates(conf, &mut errors);
         let services =
             conf.services.iter().map(|service| Arc::new(self.service(service, &upstreams, &mut errors))).collect();
         for error in &mut errors {
@@ -215,7 +220,7 @@ impl Millpond {
             error.place = error.place.or_else(|| conf.places.find(&error.path));
         }
         match errors.is_empty() {
-            true => Ok(Built { services, upstreams: upstreams.into_values().collect() }),
+            true => Ok(Built { services, upstreams: upstreams.into_values().collect(), certificates }),
             false => Err(ConfErrors(errors)),
         }
     }
@@ -302,9 +307,13 @@ impl Millpond {
             Ok(built) => built,
             Err(errors) => return refuse(&errors),
         };
-        let running = Running::new(built.services, built.upstreams, file.map(|file| (self, file)));
+        let running = Running::new(&conf, built, file.map(|file| (self, file)));
         match start(&conf, Arc::new(running), options) {
-            Ok(server) => server.run_forever(),
+            Ok((server, signals)) => {
+                server.run(RunArgs { shutdown_signal: Box::new(signals) });
+                // What still runs now has had its time.
+                std::process::exit(0)
+            }
             Err(text) => {
                 log::error!("{text}");
                 eprintln!("millpond: {text}");
@@ -315,11 +324,13 @@ impl Millpond {
 }
 
 /// The route of requests that match none: the service's filters see their 404, which is sent with the time limits of the
-/// service's first route.
+/// service's first route and the error pages of the defaults.
 fn nowhere(service: &conf::Service, filters: Vec<Arc<Filter>>) -> Route {
     let mut conf = service.routes[0].clone();
     conf.name = "-".to_owned();
     conf.upstream = None;
+    conf.internal = false;
+    conf.error_pages = service.error_pages.clone();
     Route {
         chain: Arc::new(Chain::new(filters)),
         upstream: None,
@@ -333,32 +344,58 @@ fn nowhere(service: &conf::Service, filters: Vec<Arc<Filter>>) -> Route {
 pub(crate) struct Built {
     pub(crate) services: Vec<Arc<Service>>,
     pub(crate) upstreams: Vec<Arc<Upstream>>,
+    /// Of each listener with TLS.
+    pub(crate) certificates: BTreeMap<conf::Address, certificates::Chosen>,
 }
 
-fn start(conf: &Conf, running: Arc<Running>, options: Opt) -> Result<Server, String> {
-    if let Some(access_log) = &conf.access_log {
-        crate::access_log::open(access_log)
-            .map_err(|error| format!("access_log.path: {}: {error}", access_log.path.display()))?;
+/// The certificates of all listeners. They were right when the configuration was resolved, and may have been replaced
+/// since.
+fn read_certificates(conf: &Conf, errors: &mut Vec<ConfError>) -> BTreeMap<conf::Address, certificates::Chosen> {
+    let mut read = BTreeMap::new();
+    for (index, service) in conf.services.iter().enumerate() {
+        for listen in service.listen.iter().filter(|listen| !listen.tls.is_empty()) {
+            match certificates::Chosen::read(&listen.tls) {
+                Ok(chosen) => {
+                    read.insert(listen.address.clone(), chosen);
+                }
+                Err(text) => errors.push(ConfError {
+                    file: String::new(),
+                    path: format!("services[{index}].listen"),
+                    found: text,
+                    expected: "certificates and their keys".to_owned(),
+                    place: None,
+                }),
+            }
+        }
     }
+    read
+}
+
+/// Everything that can fail fails before the listeners are taken over from an old process: it goes on then.
+fn start(conf: &Conf, running: Arc<Running>, options: Opt) -> Result<(Server, Signals), String> {
+    access_log::use_log(conf.access_log.as_ref().map(Log::open).transpose()?);
     make_temp_path(&conf.temp_path);
-    let memory_max = usize::try_from(conf.buffer_memory_max).unwrap_or(usize::MAX);
-    let limits = Limits::new(memory_max, conf.temp_files_max, conf.temp_path.clone());
+    let upgrade = options.upgrade;
     let mut server = Server::new_with_opt_and_conf(options, conf.server_conf());
-    server.bootstrap();
     for service in &running.services {
-        listen::add_services(&mut server, service, &limits)?;
+        listen::add_services(&mut server, service, &running)?;
     }
     if let Some(conf) = &conf.admin {
-        admin::add_service(&mut server, conf, &limits, &running);
+        admin::add_service(&mut server, conf, &running);
     }
+    let signals = Signals { sockets: Sockets::default(), upgrade_sock: server.configuration.upgrade_sock.clone() };
     log::info!("millpond {} starts with {} services", env!("CARGO_PKG_VERSION"), running.services.len());
-    server.add_service(background_service("supervisor", Supervisor { running }));
-    Ok(server)
+    server.add_service(Supervisor { running, sockets: signals.sockets.clone() });
+    if upgrade {
+        log::info!("upgrade: waiting for the listeners at {}, send SIGQUIT to the old process", signals.upgrade_sock);
+    }
+    server.bootstrap();
+    Ok((server, signals))
 }
 
 /// Make the folder of the temporary files, for this user alone, if it is not there. Without it responses wait upstream
 /// where they would go to the disk; none fails.
-fn make_temp_path(path: &Path) {
+pub(crate) fn make_temp_path(path: &Path) {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     if let Err(error) = made {
         log::warn!("temp_path {}: {error}; nothing can be stored on disk", path.display());
@@ -381,7 +418,9 @@ fn keep_memory_small() {
 
 /// The process's log goes to standard error; `RUST_LOG` chooses what is in it.
 fn start_logging() {
-    let filter = env_logger::Env::default().default_filter_or("info,pingora_core=warn,pingora_proxy=warn");
+    // Pingora calls it an error that the listeners of an old process are not there yet.
+    const FILTER: &str = "info,pingora_core=warn,pingora_core::server::transfer_fd=off,pingora_proxy=warn";
+    let filter = env_logger::Env::default().default_filter_or(FILTER);
     // A binary that has a logger of its own keeps it.
     let _ = env_logger::Builder::from_env(filter).format_timestamp_millis().try_init();
 }

@@ -5,6 +5,8 @@
 //! has come. Request hooks run first filter to last, response hooks last to first.
 
 mod erased;
+mod redirected;
+mod walk;
 
 use crate::bufs::Bufs;
 use crate::error::{Error, ErrorKind, Result};
@@ -17,10 +19,12 @@ use futures::FutureExt;
 use pingora_http::{RequestHeader, ResponseHeader};
 use std::any::Any;
 use std::future::Future;
+use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+pub use walk::Walk;
 
 type Context = dyn Any + Send + Sync;
 type HookFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -118,6 +122,10 @@ pub(crate) struct Pass<'s> {
     contexts: Vec<Box<Context>>,
     /// Filters `0..entered` have seen the request, and so see the response.
     entered: usize,
+    /// Of these, the own filters of routes that redirected elsewhere: what is sent to upstreams is not theirs any more.
+    past: Range<usize>,
+    /// Filters that had not been entered at an internal redirect, with their contexts: only `logging` is left for them.
+    passed_over: Vec<(Arc<Filter>, Box<Context>)>,
     /// The header on its way outwards, while a filter holds it.
     held: Option<HeldHeader>,
     /// Body bytes taken in since the last one was given out.
@@ -143,6 +151,8 @@ impl<'s> Pass<'s> {
             chain: chain.clone(),
             contexts: chain.filters.iter().map(|filter| filter.phases.new_ctx()).collect(),
             entered: 0,
+            past: 0..0,
+            passed_over: Vec::new(),
             held: None,
             withheld: 0,
             timed,
@@ -151,10 +161,12 @@ impl<'s> Pass<'s> {
         }
     }
 
-    /// Phase 1. `Done` when a filter has answered; its answer waits in the session.
+    /// Phase 1, for the filters that have not been entered yet. `Done` when one has answered; its answer waits in the
+    /// session.
     pub(crate) async fn request_filter(&mut self) -> Result<Flow> {
         let chain = self.chain.clone();
-        for &index in chain.users(Hook::Request) {
+        let from = self.entered;
+        for &index in chain.users(Hook::Request).iter().filter(|index| **index >= from) {
             self.entered = index + 1;
             let hook = guarded(&chain.filters[index], Hook::Request, self.timed, |phases| {
                 phases.request_filter(&mut self.session, &mut *self.contexts[index])
@@ -191,8 +203,8 @@ impl<'s> Pass<'s> {
     }
 
     pub(crate) async fn upstream_peer(&mut self) -> Result<Option<Peer>> {
-        let chain = self.chain.clone();
-        for &index in chain.users(Hook::UpstreamPeer) {
+        let (chain, past) = (self.chain.clone(), self.past.clone());
+        for &index in chain.users(Hook::UpstreamPeer).iter().filter(|index| !past.contains(index)) {
             let peer = guarded(&chain.filters[index], Hook::UpstreamPeer, self.timed, |phases| {
                 phases.upstream_peer(&mut self.session, &mut *self.contexts[index])
             })
@@ -205,8 +217,8 @@ impl<'s> Pass<'s> {
     }
 
     pub(crate) async fn upstream_request_filter(&mut self, request: &mut RequestHeader) -> Result<()> {
-        let chain = self.chain.clone();
-        for &index in chain.users(Hook::UpstreamRequest) {
+        let (chain, past) = (self.chain.clone(), self.past.clone());
+        for &index in chain.users(Hook::UpstreamRequest).iter().filter(|index| !past.contains(index)) {
             guarded(&chain.filters[index], Hook::UpstreamRequest, self.timed, |phases| {
                 phases.upstream_request_filter(&mut self.session, request, &mut *self.contexts[index])
             })
@@ -216,8 +228,8 @@ impl<'s> Pass<'s> {
     }
 
     pub(crate) async fn upstream_response_filter(&mut self, response: &mut ResponseHeader) -> Result<()> {
-        let chain = self.chain.clone();
-        for &index in chain.users(Hook::UpstreamResponse).iter().rev() {
+        let (chain, past) = (self.chain.clone(), self.past.clone());
+        for &index in chain.users(Hook::UpstreamResponse).iter().rev().filter(|index| !past.contains(index)) {
             guarded(&chain.filters[index], Hook::UpstreamResponse, self.timed, |phases| {
                 phases.upstream_response_filter(&mut self.session, response, &mut *self.contexts[index])
             })
@@ -329,49 +341,23 @@ impl<'s> Pass<'s> {
         self.held = None;
     }
 
-    /// Phase 6, for every filter of the chain.
+    /// Phase 6, for every filter of the chain, and those that a redirect passed over.
     pub(crate) async fn logging(&mut self, error: Option<&Error>) {
+        let mut passed_over = std::mem::take(&mut self.passed_over);
+        for (filter, context) in passed_over.iter_mut().rev() {
+            log_in(filter, &mut self.session, error, &mut **context).await;
+        }
         let chain = self.chain.clone();
         for &index in chain.users(Hook::Logging).iter().rev() {
-            let filter = &chain.filters[index];
-            let hook = async { filter.phases.logging(&mut self.session, error, &mut *self.contexts[index]).await };
-            if AssertUnwindSafe(hook).catch_unwind().await.is_err() {
-                log::error!("filter {}: panic in logging", filter.name);
-            }
+            log_in(&chain.filters[index], &mut self.session, error, &mut *self.contexts[index]).await;
         }
     }
 }
 
-/// A request's way through a chain without a client, for `benches/hooks.rs`; no part of the public interface.
-#[doc(hidden)]
-pub struct Walk(Pass<'static>);
-
-impl Walk {
-    /// A `GET /` on its way through `chain`.
-    pub fn new(chain: &Arc<Chain>) -> Self {
-        let conf = "upstreams: { none: { servers: [ '127.0.0.1:1' ] } }\n\
-                    services: [ { name: walk, listen: [ '127.0.0.1:1' ], routes: [ { upstream: none } ] } ]";
-        let conf = crate::conf::Conf::parse(conf, "").expect("the text is a configuration");
-        let services = crate::Millpond::new().services(&conf).expect("it names no filters and no files");
-        let (service, route) = (services[0].clone(), services[0].routes[0].clone());
-        let request = RequestHeader::build("GET", b"/", None).expect("the request is well formed");
-        Walk(Pass::new(Session::without_client(request, service, route), chain))
-    }
-
-    /// The request hooks.
-    ///
-    /// # Errors
-    /// A filter's.
-    pub async fn request_filter(&mut self) -> Result<Flow> {
-        self.0.request_filter().await
-    }
-
-    /// The body hooks.
-    ///
-    /// # Errors
-    /// A filter's.
-    pub async fn body_filter(&mut self, run: &mut Bufs) -> Result<()> {
-        self.0.body_filter(run).await.map(|_| ())
+async fn log_in(filter: &Filter, session: &mut Session<'_>, error: Option<&Error>, context: &mut Context) {
+    let hook = async { filter.phases.logging(session, error, context).await };
+    if AssertUnwindSafe(hook).catch_unwind().await.is_err() {
+        log::error!("filter {}: panic in logging", filter.name);
     }
 }
 

@@ -22,10 +22,12 @@
 //! - [`conf`], [`template`]: the configuration file, checked as a whole; texts with variables
 //! - [`phases`], [`chain`], [`session`], [`bufs`]: what filter authors work with
 //! - `proxy`: the only implementation of Pingora's `ProxyHttp`; `client`: Pingora's session, polled
+//! - `error_pages`, `internal_redirect`: what is sent in place of a failure, or of an `X-Accel-Redirect`
 //! - `exchange`: one request to an upstream; [`protocol`]: what is spoken there, bytes in and bytes out
 //! - [`pipe`]: the store between a fast upstream and a slow client
 //! - [`peers`]: balancing and failures
 //! - `metrics`, `access_log`, `admin`: what operators see
+//! - `reload`, `certificates`, `upgrade`: what is replaced while it runs, and the process that takes over
 
 extern crate self as millpond;
 
@@ -36,13 +38,16 @@ mod access_log;
 mod admin;
 pub mod app;
 pub mod bufs;
+mod certificates;
 pub mod chain;
 mod client;
 pub mod conf;
 pub mod error;
+mod error_pages;
 mod exchange;
 pub mod filters;
 mod headers;
+mod internal_redirect;
 mod listen;
 mod metrics;
 mod paths;
@@ -57,6 +62,7 @@ pub mod session;
 mod supervisor;
 pub mod template;
 mod timer;
+mod upgrade;
 mod variables;
 
 pub use app::Millpond;

@@ -320,8 +320,10 @@ pub(crate) fn count(session: &Session<'_>) {
     if let Some(free_at) = outcome.upstream_free_at {
         metrics.freed_early.observe(now.saturating_duration_since(free_at).as_secs_f64());
     }
-    if let Some(upstream) = route.upstream() {
-        session.attempts().iter().for_each(|attempt| upstream.metrics.attempt(attempt));
+    for (route, attempts) in session.exchanges() {
+        if let Some(upstream) = route.upstream() {
+            attempts.iter().for_each(|attempt| upstream.metrics.attempt(attempt));
+        }
     }
 }
 

@@ -7,6 +7,9 @@ use std::borrow::Cow;
 /// What a path must not carry as it is: nginx's `NGX_ESCAPE_URI`.
 const UNSAFE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'<').add(b'>').add(b'?');
 
+/// What a query must not carry as it is, so that it can be sent.
+const UNSAFE_IN_QUERY: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>');
+
 /// The path by which a route is chosen, nginx's `$uri`: decoded, with slashes merged and dot segments resolved
 /// (`ngx_http_parse_complex_uri`), so that `/%61dmin` and `//admin` are `/admin`. What is sent upstream stays as it came,
 /// unless the route has a `uri`.
@@ -14,6 +17,33 @@ const UNSAFE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(
 /// # Errors
 /// [`ErrorKind::BadRequest`]: a `%` without two digits, a NUL, or a path that climbs above its root.
 pub(crate) fn normalize(path: &[u8]) -> Result<Cow<'_, [u8]>> {
+    normal(path).map_err(|what| Error::new(ErrorKind::BadRequest, format!("the request's path: {what}")))
+}
+
+/// Where an internal redirect leads, in a form that can be sent: the path decoded, normal, and encoded again; the query as
+/// it is. nginx's `ngx_http_parse_unsafe_uri`, but for dot segments, which are resolved.
+///
+/// # Errors
+/// What is wrong with it, for a message.
+pub(crate) fn redirect_target(text: &[u8]) -> Result<String, &'static str> {
+    if !text.starts_with(b"/") {
+        return Err("it does not begin with /");
+    }
+    if text.iter().any(u8::is_ascii_control) {
+        return Err("it has a control character");
+    }
+    let (path, query) = split_query(text);
+    let query = percent_encode(query, UNSAFE_IN_QUERY);
+    Ok(format!("{}{query}", encode(&normal(path)?)))
+}
+
+/// A target's path, and its query with the question mark.
+pub(crate) fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
+    let query = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
+    target.split_at(query)
+}
+
+fn normal(path: &[u8]) -> Result<Cow<'_, [u8]>, &'static str> {
     let plain = !path.contains(&b'%') && !path.windows(2).any(|pair| matches!(pair, b"//" | b"/."));
     if plain {
         return Ok(path.into());
@@ -26,7 +56,7 @@ pub(crate) fn normalize(path: &[u8]) -> Result<Cow<'_, [u8]>> {
         match segment {
             b"" | b"." => {}
             b".." => {
-                segments.pop().ok_or_else(|| bad("it climbs above its root"))?;
+                segments.pop().ok_or("it climbs above its root")?;
             }
             segment => segments.push(segment),
         }
@@ -47,7 +77,7 @@ pub(crate) fn encode(path: &[u8]) -> String {
     percent_encode(path, UNSAFE).to_string()
 }
 
-fn decode(path: &[u8]) -> Result<Vec<u8>> {
+fn decode(path: &[u8]) -> Result<Vec<u8>, &'static str> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut bytes = path.iter();
     while let Some(byte) = bytes.next() {
@@ -56,7 +86,7 @@ fn decode(path: &[u8]) -> Result<Vec<u8>> {
                 let digit = |byte: Option<&u8>| char::from(*byte?).to_digit(16);
                 match (digit(bytes.next()), digit(bytes.next())) {
                     (Some(high), Some(low)) if high + low > 0 => (high * 16 + low) as u8,
-                    _ => return Err(bad("a `%` that is not followed by two digits, or is a NUL")),
+                    _ => return Err("a `%` that is not followed by two digits, or is a NUL"),
                 }
             }
             byte => *byte,
@@ -64,10 +94,6 @@ fn decode(path: &[u8]) -> Result<Vec<u8>> {
         decoded.push(byte);
     }
     Ok(decoded)
-}
-
-fn bad(what: &str) -> Error {
-    Error::new(ErrorKind::BadRequest, format!("the request's path: {what}"))
 }
 
 #[cfg(test)]
@@ -108,5 +134,28 @@ mod tests {
     fn an_encoded_path_decodes_to_itself() {
         let path = b"/a b/\xff?#%\"";
         assert_eq!(normalize(encode(path).as_bytes()).unwrap(), &path[..]);
+    }
+
+    #[test]
+    fn a_redirects_target_can_be_sent() {
+        for (text, expected) in [
+            ("/a", "/a"),
+            ("/a?b=%41&c?", "/a?b=%41&c?"),
+            ("/a//./b/../c d", "/a/c%20d"),
+            ("/%61%3Fb%25", "/a%3Fb%25"),
+            ("/\u{e9}?\u{e9} #", "/%C3%A9?%C3%A9%20%23"),
+            ("//host/a", "/host/a"),
+        ] {
+            assert_eq!(redirect_target(text.as_bytes()).as_deref(), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_leads_nowhere_is_refused() {
+        for text in
+            ["", "a", "http://h/a", "@named", "?a", "/../a", "/a/%2e%2e/%2e%2e/b", "/%0", "/%00", "/a\tb", "/a?\r\n"]
+        {
+            assert!(redirect_target(text.as_bytes()).is_err(), "{text:?}");
+        }
     }
 }

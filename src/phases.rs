@@ -54,6 +54,10 @@ pub enum Header {
 /// Write the ones you need as plain `async fn`. One value of the filter serves all requests of its place in a chain;
 /// [`Ctx`](Self::Ctx) is its memory for one request, and stays across attempts.
 ///
+/// After an internal redirect (`X-Accel-Redirect`, a page of `error_pages`) another route answers. The filters that have been
+/// entered stay around it and see its answer; its own are entered inside of them, each anew with a context of its own. Of
+/// those around it, the first route's own see nothing of the further attempts: no `upstream_*` hook is called for them.
+///
 /// An `Err` from any hook but [`logging`](Self::logging) fails the request with [`Error::status`], or, once the header is
 /// out, breaks the message. A panic is caught, logged with the filter's name, and answers 500.
 ///

@@ -5,18 +5,22 @@ use crate::bufs::Bufs;
 use crate::chain::Pass;
 use crate::client::deliver::{Source, deliver};
 use crate::client::{ClientBody, linger};
-use crate::conf::{Captures, IgnoredHeader};
+use crate::conf::Captures;
 use crate::error::{Error, ErrorKind, Result};
+use crate::error_pages::Failure;
+use crate::exchange::finish::status_class;
 use crate::exchange::process_body::{Fill, ResponseBody, UpstreamReport};
 use crate::exchange::request_body::RequestBody;
+use crate::exchange::tunnel::Tunnel;
 use crate::exchange::{Response, exchange};
 use crate::headers;
-use crate::paths;
+use crate::internal_redirect::{Kept, Why, redirect, take_accel};
+use crate::peers::Upstream;
 use crate::phases::Flow;
 use crate::pipe::{Limits, PipeReader, Spool};
 use crate::protocol::BodyLength;
 use crate::routes::{Route, Service};
-use crate::session::{Session, response_header};
+use crate::session::Session;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -71,21 +75,44 @@ impl ProxyHttp for Proxy {
     }
 }
 
+/// What a request has come to before any of it is sent.
+pub(crate) enum Answer {
+    /// A filter has made it.
+    Local(ResponseHeader, Bytes),
+    /// An upstream's, its body still to be had.
+    Message(ResponseHeader, ResponseBody),
+    /// The upstream switched protocols.
+    Upgraded(ResponseHeader, Tunnel),
+    /// Either of the first two, and an error page stands in its place.
+    Failed(Failure),
+}
+
+/// What one route has come to.
+enum Routed {
+    Answer(Answer),
+    /// `X-Accel-Redirect`, in a header of which some of the others survive.
+    Redirect(ResponseHeader, Bytes),
+}
+
 impl Proxy {
     /// One request from its header to its last byte. `Err`: the message must be broken.
     async fn serve(&self, client: &mut Client, started: Instant) -> Result<()> {
         let framing = request_framing(client);
         let service = self.service.load_full();
-        let (route, captures) = find_route(&service, client);
+        let found = service.find_route(client.req_header());
+        let (route, captures) = found.unwrap_or_else(|| (service.no_route.clone(), Captures::default()));
+        // What only redirects may enter is to a client as if it were not there: the service's filters see its 404.
+        let chain = if route.conf.internal { service.no_route.chain.clone() } else { route.chain.clone() };
         prepare(client, &route);
         let session = Session::new(client, service, route.clone(), captures, started);
-        let mut pass = Pass::new(session, &route.chain);
+        let mut pass = Pass::new(session, &chain);
         let mut body = ClientBody::new(&route.conf, has_body(&framing));
         let served = guarded(pin!(self.respond(&mut pass, &mut body, framing))).await;
         let ended = match served {
-            Err(error) => self.fail(&mut pass, &mut body, error).await,
+            Err(error) => guarded(Box::pin(self.fail(&mut pass, &mut body, error)).as_mut()).await,
             Ok(()) => Ok(()),
         };
+        pass.session.end_redirects();
         let error = pass.session.outcome.error.take();
         pass.logging(error.as_ref()).await;
         pass.session.outcome.error = error;
@@ -100,35 +127,70 @@ impl Proxy {
     async fn respond(&self, pass: &mut Pass<'_>, body: &mut ClientBody, framing: Result<BodyLength>) -> Result<()> {
         let length = framing?;
         headers::check_target(pass.session.request())?;
+        match self.answer(pass, body, length).await? {
+            Answer::Failed(failure) => Box::pin(self.error_page(pass, body, &failure)).await,
+            answer => deliver_answer(pass, answer, body).await,
+        }
+    }
+
+    /// Phases 1 to 4, and again for each route that an upstream redirects to.
+    pub(crate) async fn answer(
+        &self,
+        pass: &mut Pass<'_>,
+        body: &mut ClientBody,
+        length: BodyLength,
+    ) -> Result<Answer> {
+        let mut kept = Kept::default();
+        loop {
+            match self.route_answer(pass, body, length).await? {
+                Routed::Answer(mut answer) => {
+                    if let Answer::Local(header, _) | Answer::Message(header, _) = &mut answer {
+                        kept.put_onto(header)?;
+                    }
+                    return Ok(answer);
+                }
+                Routed::Redirect(header, target) => {
+                    kept.take_from(&header);
+                    redirect(pass, body, &target, Why::XAccelRedirect)?;
+                }
+            }
+        }
+    }
+
+    /// Phases 1 to 4 by the session's route.
+    async fn route_answer(&self, pass: &mut Pass<'_>, body: &mut ClientBody, length: BodyLength) -> Result<Routed> {
         if pass.request_filter().await? == Flow::Done {
             let answer = pass.session.take_answer();
             let Some(answer) = answer else {
                 return Err(Error::new(ErrorKind::Filter, "a filter said it has answered, and had not"));
             };
-            return deliver_whole(pass, answer.header, answer.body, body).await;
+            return Ok(Routed::Answer(match Failure::of_filter(&pass.session, &answer.header) {
+                Some(failure) => Answer::Failed(failure),
+                None => Answer::Local(answer.header, answer.body),
+            }));
         }
         let route = pass.session.route_arc().clone();
-        let Some(upstream) = &route.upstream else {
-            let text = match Arc::ptr_eq(&route, &pass.session.service().no_route) {
-                true => "no route matches",
-                false => "no filter has answered, and the route has no upstream",
-            };
-            return Err(Error::new(ErrorKind::NoRoute, text));
-        };
+        let upstream = upstream_of(&pass.session, &route)?;
         let mut request_body = self.request_body(pass, body, length).await?;
-        match exchange(pass, upstream, &self.limits, &mut request_body, body).await? {
-            Response::Upgraded(header, tunnel) => {
-                let header = pass.response_filter_alone(header).await?;
-                tunnel.run(&mut pass.session, header).await
-            }
-            Response::Message(mut header, response) => {
-                take_accel(pass, &mut header);
-                for name in &route.conf.hide_headers {
-                    header.remove_header(name);
-                }
-                deliver_message(pass, header, response, body).await
-            }
+        let (mut header, response) = match exchange(pass, upstream, &self.limits, &mut request_body, body).await? {
+            Response::Upgraded(header, tunnel) => return Ok(Routed::Answer(Answer::Upgraded(header, tunnel))),
+            Response::Message(header, response) => (header, response),
+        };
+        if let Some(failure) = Failure::of_upstream(&pass.session, &header) {
+            discard(&mut pass.session, header.status.as_u16(), response);
+            return Ok(Routed::Answer(Answer::Failed(failure)));
         }
+        let redirect = take_accel(&mut pass.session, &mut header);
+        for name in &route.conf.hide_headers {
+            header.remove_header(name);
+        }
+        Ok(match redirect {
+            Some(target) => {
+                discard(&mut pass.session, header.status.as_u16(), response);
+                Routed::Redirect(header, target)
+            }
+            None => Routed::Answer(Answer::Message(header, response)),
+        })
     }
 
     /// Phase 1's end: the request body stored, or set up to be streamed.
@@ -138,6 +200,9 @@ impl Proxy {
         body: &mut ClientBody,
         length: BodyLength,
     ) -> Result<RequestBody> {
+        if pass.session.is_redirected() {
+            return Ok(RequestBody::None(BodyLength::None));
+        }
         let conf = &pass.session.route_arc().clone().conf;
         if let (BodyLength::Known(length), Some(limit)) = (length, conf.client_max_body_size)
             && length > limit
@@ -166,59 +231,20 @@ impl Proxy {
         }
         Ok(RequestBody::stored(spool))
     }
-
-    /// The request has failed: an error page, if nothing has gone out yet.
-    async fn fail(&self, pass: &mut Pass<'_>, body: &mut ClientBody, error: Error) -> Result<()> {
-        log_failure(&pass.session, &error);
-        body.abandon();
-        let gone = error.kind() == ErrorKind::ClientGone;
-        if error.is_client()
-            && let Some(client) = pass.session.client_mut()
-        {
-            // Where a malformed request ends nobody knows: what follows on this connection is not looked at.
-            client.set_keepalive(None);
-        }
-        let status = error.status();
-        pass.session.outcome.error = Some(error);
-        if gone || pass.session.outcome.header_sent {
-            if gone {
-                pass.session.outcome.status = status;
-            }
-            return Err(Error::new(ErrorKind::ClientGone, "the message is broken off"));
-        }
-        if self.error_page(pass, body, status).await.is_ok() {
-            return Ok(());
-        }
-        if pass.session.outcome.header_sent {
-            return Err(Error::new(ErrorKind::Internal, "the error page is broken off"));
-        }
-        // A filter has failed on the error page too.
-        pass.leave_filters();
-        self.error_page(pass, body, status).await
-    }
-
-    async fn error_page(&self, pass: &mut Pass<'_>, body: &mut ClientBody, status: u16) -> Result<()> {
-        let mut header = response_header(status)?;
-        let reason = header.status.canonical_reason().unwrap_or("Error");
-        let text = Bytes::from(format!("{status} {reason}\n"));
-        header.insert_header(http::header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
-        header.set_content_length(text.len())?;
-        if let Some(allow) = pass.session.outcome.error.as_ref().and_then(Error::allow) {
-            header.insert_header(http::header::ALLOW, allow)?;
-        }
-        deliver_whole(pass, header, text, body).await
-    }
 }
 
-fn find_route(service: &Service, client: &Client) -> (Arc<Route>, Captures) {
-    let request = client.req_header();
-    let host = headers::without_port(headers::host(request).unwrap_or(""));
-    // A path that cannot be made sense of is refused before any of its route is used.
-    let path = paths::normalize(request.uri.path().as_bytes()).unwrap_or_default();
-    match service.conf.table.find(host, &String::from_utf8_lossy(&path), &request.method) {
-        Some(found) => (service.routes[found.index].clone(), found.captures),
-        None => (service.no_route.clone(), Captures::default()),
-    }
+/// Where the session's route passes requests to.
+fn upstream_of<'r>(session: &Session<'_>, route: &'r Arc<Route>) -> Result<&'r Arc<Upstream>> {
+    let text = if Arc::ptr_eq(route, &session.service().no_route) {
+        "no route matches"
+    } else if route.conf.internal && !session.is_redirected() {
+        "the route is internal, and the client has asked for it"
+    } else if let Some(upstream) = &route.upstream {
+        return Ok(upstream);
+    } else {
+        "no filter has answered, and the route has no upstream"
+    };
+    Err(Error::new(ErrorKind::NoRoute, text))
 }
 
 /// A panic becomes an error. The future stays where it is: it is large, and moving it costs more than running it.
@@ -268,21 +294,27 @@ fn has_body(framing: &Result<BodyLength>) -> bool {
     !matches!(framing, Ok(BodyLength::None | BodyLength::Known(0)))
 }
 
-/// `X-Accel-*` speak to the proxy, not to the client.
-fn take_accel(pass: &mut Pass<'_>, header: &mut ResponseHeader) {
-    let ignored = pass.session.route().conf.ignore_headers.contains(&IgnoredHeader::XAccelLimitRate);
-    if let Some(rate) = header.headers.get("x-accel-limit-rate").filter(|_| !ignored)
-        && let Some(rate) = rate.to_str().ok().and_then(|rate| rate.parse().ok())
-    {
-        pass.session.set_limit_rate(rate);
-    }
-    let accel: Vec<_> = header.headers.keys().filter(|name| name.as_str().starts_with("x-accel-")).cloned().collect();
-    for name in accel {
-        header.remove_header(&name);
+/// Phase 5.
+pub(crate) async fn deliver_answer(pass: &mut Pass<'_>, answer: Answer, body: &mut ClientBody) -> Result<()> {
+    match answer {
+        Answer::Local(header, text) => deliver_whole(pass, header, text, body).await,
+        Answer::Message(header, response) => deliver_message(pass, header, response, body).await,
+        Answer::Upgraded(header, tunnel) => {
+            let header = pass.response_filter_alone(header).await?;
+            tunnel.run(&mut pass.session, header).await
+        }
+        Answer::Failed(failure) => {
+            Err(Error::new(ErrorKind::Internal, format!("the answer {} has no page", failure.status)))
+        }
     }
 }
 
-async fn deliver_whole(pass: &mut Pass<'_>, header: ResponseHeader, text: Bytes, body: &mut ClientBody) -> Result<()> {
+pub(crate) async fn deliver_whole(
+    pass: &mut Pass<'_>,
+    header: ResponseHeader,
+    text: Bytes,
+    body: &mut ClientBody,
+) -> Result<()> {
     deliver(pass, header, Source::Whole(Bufs::from_chunk(text, true), None), body).await
 }
 
@@ -347,22 +379,22 @@ async fn run_to_its_end(fill: &mut Fill, reader: &mut PipeReader) {
     beside(fill, pin!(drained)).await;
 }
 
+/// The client gets something else. A body that has not come whole goes with its connection.
+fn discard(session: &mut Session<'_>, status: u16, response: ResponseBody) {
+    let mut report = match &response {
+        ResponseBody::Whole { upstream, .. } => upstream.clone(),
+        ResponseBody::Piped { fill, .. } => fill.report(),
+    };
+    // The upstream has not failed, even if it was left in the middle.
+    report.outcome = status_class(status);
+    note_upstream(session, &report);
+}
+
 fn note_upstream(session: &mut Session<'_>, report: &UpstreamReport) {
     session.outcome.upstream_free_at = Some(report.free_at);
     if let Some(attempt) = session.attempts_mut().last_mut() {
         attempt.outcome = Some(report.outcome);
         attempt.bytes_received = report.bytes_received;
         attempt.response_time = Some(report.free_at.saturating_duration_since(attempt.started));
-    }
-}
-
-fn log_failure(session: &Session<'_>, error: &Error) {
-    let (service, route) = (session.service().name(), session.route().name());
-    let request = session.request();
-    let peer = session.attempts().last().map(|attempt| format!(", upstream: {}", attempt.address)).unwrap_or_default();
-    let line = format!("{service}/{route}: {} {}: {error}{peer}", request.method, request.uri.path());
-    match error.status() {
-        400..=499 => log::info!("{line}"),
-        _ => log::error!("{line}"),
     }
 }

@@ -1,9 +1,12 @@
 //! What a configuration becomes when it runs: services with their routes, chains and upstreams.
 
 use crate::chain::Chain;
-use crate::conf;
+use crate::conf::{self, Captures};
+use crate::headers;
 use crate::metrics::RouteMetrics;
+use crate::paths;
 use crate::peers::Upstream;
+use pingora_http::RequestHeader;
 use crate::protocol::Protocol;
 use std::sync::Arc;
 
@@ -19,6 +22,15 @@ impl Service {
     /// Its name in the configuration, and in metrics.
     pub fn name(&self) -> &str {
         &self.conf.name
+    }
+
+    /// The route for a request, and what its `path_regex` captured. A path that cannot be made sense of is refused before
+    /// any of its route is used.
+    pub(crate) fn find_route(&self, request: &RequestHeader) -> Option<(Arc<Route>, Captures)> {
+        let host = headers::without_port(headers::host(request).unwrap_or(""));
+        let path = paths::normalize(request.uri.path().as_bytes()).unwrap_or_default();
+        let found = self.conf.table.find(host, &String::from_utf8_lossy(&path), &request.method)?;
+        Some((self.routes.get(found.index)?.clone(), found.captures))
     }
 }
 

@@ -1,5 +1,7 @@
 //! [`Session`]: what a filter sees of a request.
 
+mod redirects;
+
 use crate::conf::Captures;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peers::Peer;
@@ -10,6 +12,7 @@ use http::StatusCode;
 use once_cell::sync::OnceCell;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_http::{RequestHeader, ResponseHeader};
+use redirects::Redirects;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,15 +26,18 @@ pub struct Session<'a> {
     /// The request of a session without a client.
     own_request: Option<Box<RequestHeader>>,
     service: Arc<Service>,
+    /// The one in force: after an internal redirect, the redirect's.
     route: Arc<Route>,
     captures: Captures,
+    redirects: Option<Box<Redirects>>,
     started: Instant,
     request_id: OnceCell<String>,
     extensions: http::Extensions,
     attempts: Vec<Attempt>,
     answer: Option<Answer>,
     held_header: Option<ResponseHeader>,
-    limit_rate: u64,
+    /// What an upstream or a filter has asked for; `None`: the route's.
+    limit_rate: Option<u64>,
     pub(crate) outcome: Outcome,
     pub(crate) buffered: PipeStats,
 }
@@ -49,6 +55,8 @@ pub(crate) struct Outcome {
     pub(crate) status: u16,
     /// The header has gone out.
     pub(crate) header_sent: bool,
+    /// An error page is on its way: whatever happens to it, no other one but the built-in one follows.
+    pub(crate) error_page: bool,
     /// Body bytes that the client's connection accepted, framing excluded.
     pub(crate) body_bytes_sent: u64,
     /// Request body bytes read from the client.
@@ -126,12 +134,13 @@ impl<'a> Session<'a> {
     /// A session that still lacks its request.
     fn unmade(service: Arc<Service>, route: Arc<Route>, started: Instant) -> Self {
         Session {
-            limit_rate: route.conf.limit_rate,
+            limit_rate: None,
             client: None,
             own_request: None,
             service,
             route,
             captures: Captures::default(),
+            redirects: None,
             started,
             request_id: OnceCell::new(),
             extensions: http::Extensions::new(),
@@ -143,11 +152,18 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The request as the client sent it, with the changes that filters made to it.
+    /// The request as the client sent it, with the changes that filters made to it. Between an internal redirect
+    /// (`X-Accel-Redirect`, a page of `error_pages`) and the end of the response: the redirect's, a GET (a HEAD stays one)
+    /// without a body for its path, otherwise with the client's headers.
+    pub fn request(&self) -> &RequestHeader {
+        self.redirected_request().unwrap_or_else(|| self.client_request())
+    }
+
+    /// The client's own request, whatever internal redirects came behind it.
     ///
     /// # Panics
     /// Never: a session has a client or a request of its own.
-    pub fn request(&self) -> &RequestHeader {
+    pub fn client_request(&self) -> &RequestHeader {
         match (&self.client, &self.own_request) {
             (Some(client), _) => client.req_header(),
             (None, Some(request)) => request,
@@ -158,10 +174,12 @@ impl<'a> Session<'a> {
     /// The same, to be changed. Every later attempt, filter and log line sees the change; what a single upstream is to be
     /// sent is better changed in `upstream_request_filter`. How the client framed its body is settled before.
     pub fn request_mut(&mut self) -> &mut RequestHeader {
-        match (&mut self.client, &mut self.own_request) {
-            (Some(client), _) => client.req_header_mut(),
-            (None, Some(request)) => request,
-            (None, None) => unreachable!("a session has a client or a request of its own"),
+        let redirected = self.redirects.as_mut().and_then(|redirects| redirects.request_mut());
+        match (redirected, &mut self.client, &mut self.own_request) {
+            (Some(request), _, _) => request,
+            (None, Some(client), _) => client.req_header_mut(),
+            (None, None, Some(request)) => request,
+            (None, None, None) => unreachable!("a session has a client or a request of its own"),
         }
     }
 
@@ -192,7 +210,9 @@ impl<'a> Session<'a> {
         self.client().and_then(|client| client.digest()).is_some_and(|digest| digest.ssl_digest.is_some())
     }
 
-    /// The route that was chosen.
+    /// The route whose settings are in force: the one that was chosen for the client's request. Between an internal redirect
+    /// and the end of the response it is the redirect's; in `logging`, and for metrics and the access log, it is the client's
+    /// again.
     pub fn route(&self) -> &Route {
         &self.route
     }
@@ -206,7 +226,7 @@ impl<'a> Session<'a> {
         &self.service
     }
 
-    /// What the route's `path_regex` captured: by number (`"1"`) or name.
+    /// What the `path_regex` of [`route`](Self::route) captured: by number (`"1"`) or name.
     pub fn capture(&self, name: &str) -> Option<&str> {
         self.captures.value(name)
     }
@@ -261,12 +281,12 @@ impl<'a> Session<'a> {
 
     /// Bytes per second to the client; 0: no limit. The route's `limit_rate`, or what the upstream asked for.
     pub fn limit_rate(&self) -> u64 {
-        self.limit_rate
+        self.limit_rate.unwrap_or(self.route.conf.limit_rate)
     }
 
     /// Set the client's rate for this response, in bytes per second; before it begins.
     pub fn set_limit_rate(&mut self, rate: u64) {
-        self.limit_rate = rate;
+        self.limit_rate = Some(rate);
     }
 
     /// Answer the request here, with a short text. Only in `request_filter`, followed by `Ok(Flow::Done)`.

@@ -4,6 +4,7 @@ use crate::headers::without_port;
 use crate::session::{Attempt, Session};
 use crate::template::{Variable, Variables};
 use http::Version;
+use pingora_http::RequestHeader;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,11 +21,8 @@ impl Variables for Session<'_> {
             Variable::Uri => request.uri.path().into(),
             Variable::Args => request.uri.query()?.into(),
             Variable::Arg(name) => argument(request.uri.query()?, name)?.into(),
-            Variable::RequestUri => match request.uri.authority() {
-                Some(_) => request.uri.path_and_query()?.as_str().into(),
-                None => String::from_utf8_lossy(request.raw_path()),
-            },
-            Variable::RequestMethod => request.method.as_str().into(),
+            Variable::RequestUri => request_uri(self.client_request())?,
+            Variable::RequestMethod => self.client_request().method.as_str().into(),
             Variable::Scheme => if self.is_tls() { "https" } else { "http" }.into(),
             Variable::Https => self.is_tls().then_some("on")?.into(),
             Variable::ServerProtocol => protocol(self).into(),
@@ -34,7 +32,7 @@ impl Variables for Session<'_> {
             Variable::BodyBytesSent => self.body_bytes_sent().to_string().into(),
             Variable::RequestTime => seconds(self.started().elapsed()).into(),
             Variable::Service => self.service().name().into(),
-            Variable::Route => self.route().name().into(),
+            Variable::Route => self.client_route().name().into(),
             Variable::TimeIso8601 => time_iso8601().into(),
             Variable::TimeLocal => time_local().into(),
             Variable::Msec => seconds(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()).into(),
@@ -58,11 +56,21 @@ fn known(value: u64) -> Option<Cow<'static, str>> {
     (value > 0).then(|| value.to_string().into())
 }
 
-/// One value per attempt, `a, b`; what an attempt has not come to is `-`.
+/// What the client asked for, as it wrote it: path and query.
+fn request_uri(request: &RequestHeader) -> Option<Cow<'_, str>> {
+    Some(match request.uri.authority() {
+        Some(_) => request.uri.path_and_query()?.as_str().into(),
+        None => String::from_utf8_lossy(request.raw_path()),
+    })
+}
+
+/// One value per attempt, `a, b`; what an attempt has not come to is `-`. Between those before and after an internal
+/// redirect stands a colon, `a, b : c`.
 fn each(session: &Session<'_>, value: impl Fn(&Attempt) -> Option<String>) -> Option<Cow<'static, str>> {
-    let values: Vec<_> =
-        session.attempts().iter().map(|attempt| value(attempt).unwrap_or_else(|| "-".to_owned())).collect();
-    (!values.is_empty()).then(|| values.join(", ").into())
+    let value = |attempt: &Attempt| value(attempt).unwrap_or_else(|| "-".to_owned());
+    let exchange = |attempts: &[Attempt]| attempts.iter().map(value).collect::<Vec<_>>().join(", ");
+    let exchanges: Vec<_> = session.exchanges().map(|(_, attempts)| exchange(attempts)).collect();
+    (!exchanges.is_empty()).then(|| exchanges.join(" : ").into())
 }
 
 /// The value of an argument in a query, undecoded, as nginx's `$arg_NAME`.

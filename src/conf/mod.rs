@@ -7,6 +7,7 @@
 //! Each step notes what is wrong and goes on; [`ConfErrors`] has all of it.
 
 mod check;
+mod error_pages;
 mod errors;
 pub(crate) mod near;
 pub mod raw;
@@ -18,6 +19,7 @@ mod types;
 pub mod units;
 mod words;
 
+pub use error_pages::{ErrorPage, ErrorPages, Statuses};
 pub use errors::{ConfError, ConfErrors, Place};
 pub use route_table::{Captures, HostMatch, Matches, PathMatch, RouteMatch, RouteTable};
 pub(crate) use settings::SettingsError;

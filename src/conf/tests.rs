@@ -25,7 +25,7 @@ fn load(name: &str) -> Conf {
     let folder = tls_folder();
     let tls_dir = folder.path().to_str().unwrap().to_owned();
     let text = fs::read_to_string(shipped(name)).unwrap();
-    let source = Source::parse(&text, name).unwrap();
+    let source = Source::parse(&text, shipped(name).to_str().unwrap()).unwrap();
     let conf = Conf::from_source(source, &|name| (name == "TLS_DIR").then(|| tls_dir.clone()));
     conf.unwrap_or_else(|errors| panic!("{errors}"))
 }
@@ -50,6 +50,21 @@ fn quickstart_is_what_it_says() {
     assert_eq!((web.name.as_str(), web.listen[0].address.to_string().as_str()), ("web", "127.0.0.1:8000"));
     let filters = web.filters.iter().chain(&web.routes[0].filters).map(|filter| filter.name.as_str());
     assert_eq!(filters.collect::<Vec<_>>(), ["request_id", "headers", "sub"]);
+}
+
+#[test]
+fn error_pages_are_files_and_paths() {
+    let conf = load("errors.yaml");
+    let pages = |route: usize, status| conf.services[0].routes[route].error_pages.find(status).cloned();
+    let Some(ErrorPage::File { content_type, body }) = pages(0, 502) else { panic!("502 has a file") };
+    assert_eq!(content_type, "text/html; charset=utf-8");
+    assert!(body.starts_with(b"<!doctype html>"));
+    assert_eq!(pages(0, 504), pages(0, 502), "by its class");
+    assert_eq!(pages(0, 404), Some(ErrorPage::Path("/errors/404".into())));
+    assert_eq!(pages(0, 403), None);
+    assert!(conf.services[0].error_pages.find(404).is_some(), "without a route");
+    let internal: Vec<bool> = conf.services[0].routes.iter().map(|route| route.internal).collect();
+    assert_eq!(internal, [false, false, true, true]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What a configuration means, once it is known to be right.
 
+use super::error_pages::ErrorPages;
 use super::errors::Place;
 use super::route_table::{Matches, RouteTable};
 use super::source::Places;
@@ -45,6 +46,8 @@ pub struct Conf {
 pub struct Admin {
     /// Where its pages are.
     pub listen: Address,
+    /// Clients that are not on this machine may change something too.
+    pub allow_changes: bool,
 }
 
 /// The access log.
@@ -172,6 +175,8 @@ pub struct Service {
     pub filters: Vec<Filter>,
     /// The routes, in the order of the file, never empty.
     pub routes: Vec<Route>,
+    /// The error pages of requests that no route matches: those of the defaults.
+    pub error_pages: ErrorPages,
     /// Finds the index of one of `routes`.
     pub table: RouteTable,
 }
@@ -271,6 +276,12 @@ pub struct Route {
     pub limit_rate: u64,
     /// Protocols that may be tunnelled, lower case.
     pub upgrade: Vec<String>,
+    /// Error pages are for an upstream's answers too, not only for the proxy's own errors.
+    pub intercept_errors: bool,
+    /// What is sent in place of the built-in error pages.
+    pub error_pages: ErrorPages,
+    /// Only internal redirects lead to it.
+    pub internal: bool,
     /// Headers of the upstream's that are not obeyed.
     pub ignore_headers: BTreeSet<IgnoredHeader>,
 }

@@ -53,6 +53,8 @@ pub enum IgnoredHeader {
     XAccelBuffering,
     /// `X-Accel-Limit-Rate`.
     XAccelLimitRate,
+    /// `X-Accel-Redirect`.
+    XAccelRedirect,
 }
 
 impl Word for Balance {
@@ -99,6 +101,7 @@ impl Word for IgnoredHeader {
         vec![
             (json!("X-Accel-Buffering"), IgnoredHeader::XAccelBuffering),
             (json!("X-Accel-Limit-Rate"), IgnoredHeader::XAccelLimitRate),
+            (json!("X-Accel-Redirect"), IgnoredHeader::XAccelRedirect),
         ]
     }
 }

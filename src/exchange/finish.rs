@@ -44,6 +44,7 @@ pub(crate) fn count_and_log(session: &mut Session<'_>) {
     if std::mem::replace(&mut session.outcome.finished, true) {
         return;
     }
+    session.end_redirects();
     if session.outcome.status == 0 {
         // Dropped on the way: the client's connection went, or the process is stopping.
         session.outcome.status = 499;

@@ -108,7 +108,7 @@ fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
         None => target.to_vec(),
         Some(uri) => {
             let replacement = uri.render(session);
-            let (path, query) = split_query(target);
+            let (path, query) = paths::split_query(target);
             let rest = match &conf.matches.path {
                 PathMatch::Prefix(prefix) => {
                     paths::encode(paths::normalize(path)?.get(prefix.len()..).unwrap_or_default())
@@ -120,12 +120,6 @@ fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
     };
     request.set_raw_path(&target)?;
     Ok(())
-}
-
-/// The path, and the query with its question mark.
-fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
-    let query = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
-    target.split_at(query)
 }
 
 fn header_value(value: &str) -> Result<HeaderValue> {

@@ -1,6 +1,7 @@
 //! [`Limits`]: what all pipes of the process share, and the two meters that draw on it.
 
-use std::path::{Path, PathBuf};
+use arc_swap::ArcSwap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -10,9 +11,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 /// response's own client has taken something; no response waits for another one.
 #[derive(Debug)]
 pub struct Limits {
-    buffer_memory_max: usize,
-    temp_files_max: u64,
-    temp_path: PathBuf,
+    buffer_memory_max: AtomicUsize,
+    temp_files_max: AtomicU64,
+    temp_path: ArcSwap<PathBuf>,
     /// Bytes held under `buffer_memory_max`.
     reserved: AtomicUsize,
     /// Bytes of the first blocks, which each response owns outside of it.
@@ -25,9 +26,9 @@ impl Limits {
     /// needed.
     pub fn new(buffer_memory_max: usize, temp_files_max: u64, temp_path: impl Into<PathBuf>) -> Arc<Self> {
         Arc::new(Limits {
-            buffer_memory_max,
-            temp_files_max,
-            temp_path: temp_path.into(),
+            buffer_memory_max: buffer_memory_max.into(),
+            temp_files_max: temp_files_max.into(),
+            temp_path: ArcSwap::from_pointee(temp_path.into()),
             reserved: AtomicUsize::new(0),
             owned: AtomicUsize::new(0),
             files: AtomicU64::new(0),
@@ -44,18 +45,28 @@ impl Limits {
         self.files.load(Relaxed)
     }
 
+    /// Other ceilings, and another directory for files that are not there yet. What is held stays held: after a ceiling
+    /// was lowered below it, nothing more is granted until enough has been given back.
+    pub fn set(&self, buffer_memory_max: usize, temp_files_max: u64, temp_path: impl Into<PathBuf>) {
+        self.buffer_memory_max.store(buffer_memory_max, Relaxed);
+        self.temp_files_max.store(temp_files_max, Relaxed);
+        self.temp_path.store(Arc::new(temp_path.into()));
+    }
+
     /// Where temporary files are created.
-    pub fn temp_path(&self) -> &Path {
-        &self.temp_path
+    pub fn temp_path(&self) -> Arc<PathBuf> {
+        self.temp_path.load_full()
     }
 
     fn try_reserve_memory(&self, n: usize) -> bool {
-        let more = |used: usize| used.checked_add(n).filter(|sum| *sum <= self.buffer_memory_max);
+        let max = self.buffer_memory_max.load(Relaxed);
+        let more = |used: usize| used.checked_add(n).filter(|sum| *sum <= max);
         self.reserved.fetch_update(Relaxed, Relaxed, more).is_ok()
     }
 
     fn try_reserve_file(&self, n: u64) -> bool {
-        let more = |used: u64| used.checked_add(n).filter(|sum| *sum <= self.temp_files_max);
+        let max = self.temp_files_max.load(Relaxed);
+        let more = |used: u64| used.checked_add(n).filter(|sum| *sum <= max);
         self.files.fetch_update(Relaxed, Relaxed, more).is_ok()
     }
 }
@@ -235,5 +246,20 @@ mod tests {
         assert_eq!(limits.temp_file_bytes(), 100);
         drop(space);
         assert_eq!(limits.temp_file_bytes(), 0);
+    }
+
+    #[test]
+    fn a_lowered_ceiling_takes_nothing_away_and_grants_nothing_until_there_is_room() {
+        let limits = Limits::new(64, 100, "");
+        let mut memory = Memory::new(limits.clone(), 64, 0);
+        let mut space = FileSpace::new(limits.clone());
+        assert!(memory.try_take(48) && space.try_grow(60));
+        limits.set(32, 50, "elsewhere");
+        assert_eq!((limits.memory_bytes(), limits.temp_file_bytes()), (48, 60));
+        assert!(!memory.try_take(1) && !space.try_grow(1));
+        memory.release(32);
+        space.clear();
+        assert!(memory.try_take(16) && space.try_grow(50));
+        assert_eq!(limits.temp_path().as_path(), std::path::Path::new("elsewhere"));
     }
 }

@@ -42,7 +42,7 @@ impl Shared {
             writer_for_reader_gone: None,
             reader: None,
         };
-        Shared { core: Mutex::new(core), file: TempFile::new(limits.temp_path()) }
+        Shared { core: Mutex::new(core), file: TempFile::new(limits.temp_path().as_path()) }
     }
 
     /// Read something off the state.

@@ -47,7 +47,7 @@ impl Spool {
     /// An empty body, of which `memory_limit` bytes may be in memory.
     pub fn new(memory_limit: usize, limits: &Arc<Limits>) -> Self {
         let store = Store {
-            file: TempFile::new(limits.temp_path()),
+            file: TempFile::new(limits.temp_path().as_path()),
             space: Mutex::new(FileSpace::new(limits.clone())),
             memory: Mutex::new(Memory::new(limits.clone(), memory_limit, 0)),
         };

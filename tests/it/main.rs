@@ -4,14 +4,18 @@
 #![allow(unreachable_pub, reason = "`pub` marks what the tests use of the support")]
 
 mod aborts;
+mod admin;
 mod buffering;
 mod chain;
 mod config;
+mod errors;
 mod examples;
 mod filters;
 mod framing;
+mod internal_redirects;
 mod observability;
 mod protocols;
+mod reload;
 mod requests;
 mod retries;
 mod routes;
@@ -20,4 +24,5 @@ mod smuggling;
 mod support;
 mod timeouts;
 mod tls_h2;
+mod upgrade;
 mod websocket;

@@ -104,6 +104,9 @@ pub(super) fn server_defaults() -> Map<String, Value> {
 pub struct Admin {
     /// `IP:port` or `unix:/path`. Required.
     pub listen: String,
+    /// Let clients that are not on this machine reload the configuration and drain peers too. A Unix socket's clients
+    /// always may. Default: false.
+    pub allow_changes: bool,
 }
 
 /// The access log.

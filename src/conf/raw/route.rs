@@ -71,7 +71,15 @@ pub struct Route {
     pub limit_rate: Rate,
     /// Protocols that may be tunnelled when an upstream agrees to them. Default: `[websocket]`.
     pub upgrade: Vec<String>,
-    /// Headers of the upstream's that are not obeyed: `X-Accel-Buffering`, `X-Accel-Limit-Rate`. Default: none.
+    /// Also put an error page in place of an upstream's answer from 300 on, if its status has one. Default: `false`.
+    pub intercept_errors: bool,
+    /// Error pages by status: `502`, or all of `4xx` and `5xx`. Each is a file that is there when the configuration is
+    /// loaded, else a path that begins with `/` and is answered by a route of the same service. Default: none.
+    pub error_pages: BTreeMap<String, String>,
+    /// Only `X-Accel-Redirect` and `error_pages` lead to it; a client that asks for it gets 404. Default: `false`.
+    pub internal: bool,
+    /// Headers of the upstream's that are not obeyed: `X-Accel-Buffering`, `X-Accel-Limit-Rate`, `X-Accel-Redirect`.
+    /// Default: none.
     pub ignore_headers: Vec<IgnoredHeader>,
 }
 
@@ -103,6 +111,9 @@ impl Default for Route {
             client: Client::default(),
             limit_rate: Rate(0),
             upgrade: vec!["websocket".into()],
+            intercept_errors: false,
+            error_pages: BTreeMap::new(),
+            internal: false,
             ignore_headers: Vec::new(),
         }
     }

@@ -1,5 +1,6 @@
 //! From the file's shape to its meaning. What is wrong is noted, and the rest looked at all the same.
 
+mod error_pages;
 mod files;
 mod protocol;
 mod route;
@@ -9,7 +10,7 @@ mod upstream;
 use super::errors::{ConfErrors, shown};
 use super::source::{Source, item_path, key_path};
 use super::units::Time;
-use super::{AccessLog, Address, Admin, Conf, LogFormat, near, raw};
+use super::{AccessLog, Address, Admin, Conf, ErrorPage, LogFormat, near, raw};
 use pingora_core::server::configuration::ServerConf;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 /// Resolve the whole file; `raw` has the defaults merged into its routes, `source` is as it was written.
 pub(super) fn resolve(raw: &raw::Conf, source: Source) -> Result<Conf, ConfErrors> {
     let base = Path::new(&source.file).parent().map(Path::to_owned).unwrap_or_default();
-    let mut resolver = Resolver { source, base, listeners: HashMap::new() };
+    let mut resolver = Resolver { source, base, listeners: HashMap::new(), pages: HashMap::new() };
     let conf = Conf {
         file: resolver.source.file.clone(),
         server: Arc::new(resolver.server_conf(&raw.server)),
@@ -42,6 +43,8 @@ struct Resolver {
     base: PathBuf,
     /// The listeners so far, and their keys.
     listeners: HashMap<Address, String>,
+    /// The files of error pages so far, by their names in the file: routes that inherit one share it.
+    pages: HashMap<String, ErrorPage>,
 }
 
 impl Resolver {
@@ -99,7 +102,8 @@ impl Resolver {
     }
 
     fn admin(&mut self, admin: &raw::Admin) -> Option<Admin> {
-        self.listener(&admin.listen, "admin.listen").map(|listen| Admin { listen })
+        let listen = self.listener(&admin.listen, "admin.listen")?;
+        Some(Admin { listen, allow_changes: admin.allow_changes })
     }
 
     fn access_log(&mut self, log: &raw::AccessLog) -> Option<AccessLog> {

@@ -5,7 +5,7 @@ use super::service::made_name;
 use crate::conf::source::{item_path, key_path};
 use crate::conf::units::Size;
 use crate::conf::{
-    Buffering, Client, HostHeader, HostMatch, Matches, NextUpstream, PathMatch, Route, Timeouts, near, raw,
+    Buffering, Client, ErrorPages, HostHeader, HostMatch, Matches, NextUpstream, PathMatch, Route, Timeouts, near, raw,
 };
 use crate::template::Template;
 use http::{HeaderName, Method, header};
@@ -41,6 +41,10 @@ impl Resolver {
             client: self.client(&route.client, path),
             limit_rate: route.limit_rate.0,
             upgrade: self.upgrade(&route.upgrade, path),
+            intercept_errors: route.intercept_errors,
+            // They may lead to other routes: these have to be known first.
+            error_pages: ErrorPages::default(),
+            internal: route.internal,
             ignore_headers: route.ignore_headers.iter().copied().collect(),
             matches,
         }

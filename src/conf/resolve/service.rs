@@ -1,6 +1,7 @@
 //! `services:`, their listeners and filters.
 
 use super::Resolver;
+use crate::certificates;
 use crate::conf::source::{item_path, key_path};
 use crate::conf::{Certificate, Filter, Listen, Matches, Route, RouteTable, Service, raw, settings};
 use serde_json::{Map, Value};
@@ -31,11 +32,14 @@ impl Resolver {
         if service.name.is_empty() {
             self.error(&key_path(path, "name"), "nothing", "a name for metrics and logs");
         }
-        let routes = self.routes(service, raw, &key_path(path, "routes"));
+        let routes_path = key_path(path, "routes");
+        let mut routes = self.routes(service, raw, &routes_path);
+        self.routes_error_pages(service, &mut routes, &routes_path);
         Service {
             name: service.name.clone(),
             listen: self.listen(&service.listen, &key_path(path, "listen")),
             filters: self.filters(&service.filters, &key_path(path, "filters")),
+            error_pages: self.error_pages(&raw.defaults, &service.name, &routes, "defaults"),
             table: RouteTable::new(routes.iter().map(|route| &route.matches)),
             routes,
         }
@@ -104,10 +108,16 @@ impl Resolver {
     }
 
     fn certificate(&mut self, raw: &raw::Certificate, path: &str) -> Certificate {
-        Certificate {
-            cert_file: self.pem(&raw.cert_file, "CERTIFICATE", &key_path(path, "cert_file")),
-            key_file: self.pem(&raw.key_file, "PRIVATE KEY", &key_path(path, "key_file")),
+        let [cert, key] = ["cert_file", "key_file"].map(|file| key_path(path, file));
+        let certificate = Certificate {
+            cert_file: self.pem(&raw.cert_file, "CERTIFICATE", &cert),
+            key_file: self.pem(&raw.key_file, "PRIVATE KEY", &key),
+        };
+        let readable = !self.source.is_wrong(&cert) && !self.source.is_wrong(&key);
+        if readable && let Err(text) = certificates::check(&certificate) {
+            self.error(path, text, "a certificate and its key");
         }
+        certificate
     }
 
     pub(super) fn filters(&mut self, raw: &[Map<String, Value>], path: &str) -> Vec<Filter> {
