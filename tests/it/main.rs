@@ -10,6 +10,7 @@ mod chain;
 mod config;
 mod errors;
 mod examples;
+mod fastcgi;
 mod filters;
 mod framing;
 mod internal_redirects;
