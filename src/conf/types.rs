@@ -2,6 +2,7 @@
 
 use super::error_pages::ErrorPages;
 use super::errors::Place;
+use super::health_check::HealthCheck;
 use super::route_table::{Matches, RouteTable};
 use super::source::Places;
 use super::words::{Balance, Condition, HttpVersion, IgnoredHeader};
@@ -100,6 +101,21 @@ pub struct Upstream {
     pub http2: Http2,
     /// TLS; `None`: plain text.
     pub tls: Option<UpstreamTls>,
+    /// `None`: nobody asks how the servers are.
+    pub health_check: Option<HealthCheck>,
+    /// How the names of its servers are looked up.
+    pub resolver: NameResolver,
+}
+
+/// How names are looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameResolver {
+    /// Name servers; empty: those of `/etc/resolv.conf`.
+    pub servers: Vec<SocketAddr>,
+    /// How long an answer is good, never zero; `None`: as long as its records say.
+    pub valid: Option<Duration>,
+    /// How long a lookup may take; never zero.
+    pub timeout: Duration,
 }
 
 /// One entry in the servers of an upstream: a peer, or several if it is a name with several addresses.
@@ -109,6 +125,8 @@ pub struct Server {
     pub addresses: Vec<Address>,
     /// Its address as it is written in the file.
     pub name: String,
+    /// The name and the port, if it is a name that can get other addresses.
+    pub host: Option<(String, u16)>,
     /// Its share, at least 1.
     pub weight: u32,
     /// So many failures within `fail_timeout` rest it; 0: never.
