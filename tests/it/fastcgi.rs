@@ -271,11 +271,9 @@ def application(env, start):
 }
 
 /// A request as an application gets it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Asked {
     params: Vec<(String, String)>,
-    body: usize,
-    aborted: bool,
 }
 
 impl Asked {
@@ -307,17 +305,16 @@ async fn begin(conn: &mut Conn) -> Option<Asked> {
             other => panic!("no FCGI_PARAMS: {other:?}"),
         }
     }
-    Some(Asked { params: parse_params(&stream), ..Asked::default() })
+    Some(Asked { params: parse_params(&stream) })
 }
 
-/// The next request with its body, or up to where it is aborted.
+/// The next request with its body.
 async fn request(conn: &mut Conn) -> Option<Asked> {
-    let mut asked = begin(conn).await?;
+    let asked = begin(conn).await?;
     loop {
         match record(conn).await? {
             (5, content) if content.is_empty() => return Some(asked),
-            (5, content) => asked.body += content.len(),
-            (2, _) => return Some(Asked { aborted: true, ..asked }),
+            (5, _) => {}
             other => panic!("no FCGI_STDIN: {other:?}"),
         }
     }
