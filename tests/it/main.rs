@@ -5,17 +5,21 @@
 
 mod aborts;
 mod admin;
+mod balance;
 mod buffering;
 mod chain;
 mod config;
 mod dns;
+mod drain;
 mod errors;
 mod examples;
+mod failover;
 mod fastcgi;
 mod filters;
 mod framing;
 mod health;
 mod internal_redirects;
+mod keepalive;
 mod observability;
 mod protocols;
 mod reload;

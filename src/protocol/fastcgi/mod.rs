@@ -2,7 +2,7 @@
 //!
 //! | HTTP | FastCGI |
 //! |---|---|
-//! | the request | `FCGI_BEGIN_REQUEST` (responder), the [variables](super::cgi) in `FCGI_PARAMS` |
+//! | the request | `FCGI_BEGIN_REQUEST` (responder), the variables of CGI/1.1 in `FCGI_PARAMS` |
 //! | its body | `FCGI_STDIN`, as it comes |
 //! | the response header | the CGI header block at the start of `FCGI_STDOUT`: `Status`, else 302 with a `Location`, else 200 |
 //! | the response body | the rest of `FCGI_STDOUT`, until `FCGI_END_REQUEST` |
