@@ -214,8 +214,9 @@ impl Proxy {
             return Ok(RequestBody::None(length));
         }
         body.expect_continue(&mut pass.session).await?;
-        if !conf.request_buffering {
-            let length = if pass.filters_request_body() { BodyLength::Unknown } else { length };
+        let length = if pass.filters_request_body() { BodyLength::Unknown } else { length };
+        let needs_length = length == BodyLength::Unknown && pass.session.route().protocol.needs_body_length();
+        if !conf.request_buffering && !needs_length {
             let (sender, streamed) = RequestBody::streamed(length);
             body.stream_to(sender);
             return Ok(streamed);

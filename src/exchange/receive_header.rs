@@ -55,7 +55,7 @@ pub(crate) async fn exchange_headers(
         })
         .await;
         match event {
-            Event::Header(Ok(Parsed::Interim(..) | Parsed::Partial | Parsed::Consumed(_))) => {}
+            Event::Header(Ok(Parsed::Interim(..) | Parsed::Partial | Parsed::Consumed(_) | Parsed::Skipped(_))) => {}
             Event::Header(parsed) => break parsed?,
             Event::Client(run) => {
                 let mut run = run?;
@@ -67,7 +67,9 @@ pub(crate) async fn exchange_headers(
     let (mut header, upgraded) = match parsed {
         Parsed::Upgraded(header, _) => (header, true),
         Parsed::Done(header, _) | Parsed::Interim(header, _) => (header, false),
-        Parsed::Partial | Parsed::Consumed(_) => return Err(Error::new(ErrorKind::Internal, "no header")),
+        Parsed::Partial | Parsed::Consumed(_) | Parsed::Skipped(_) => {
+            return Err(Error::new(ErrorKind::Internal, "no header"));
+        }
     };
     note_header(pass, &header);
     if !upgraded {
@@ -103,6 +105,7 @@ impl Wire for ByteStream {
                     self.consume(*length)?;
                     self.header_consumed += length;
                 }
+                Parsed::Skipped(length) => self.consume(*length)?,
                 Parsed::Interim(_, length) => {
                     self.consume(*length)?;
                     return Poll::Ready(Ok(parsed));

@@ -53,6 +53,10 @@
 //! ```
 //! `examples/custom_protocol.rs` is a whole one. Its codec is best tested with every split of its input.
 
+#[cfg(any(feature = "fastcgi", feature = "scgi", feature = "uwsgi"))]
+pub(crate) mod cgi;
+#[cfg(feature = "fastcgi")]
+pub mod fastcgi;
 pub mod http1;
 #[cfg(feature = "memcached")]
 pub mod memcached;
@@ -74,6 +78,12 @@ use pingora_http::ResponseHeader;
 pub trait Protocol: Send + Sync + 'static {
     /// The state of one attempt. Called for each, before a connection is looked for.
     fn codec(&self) -> Box<dyn Codec>;
+
+    /// Has the length of a request body to be known before it is sent? One that does not say it is then read whole
+    /// first, `request_buffering` or not, as nginx does for FastCGI, SCGI and uwsgi. By default it has not.
+    fn needs_body_length(&self) -> bool {
+        false
+    }
 }
 
 /// The protocol's state for one attempt. The [module](self) has the order of the calls.
@@ -142,6 +152,8 @@ pub enum Parsed {
     /// So many bytes, more than none, are done with: an answer to [`Codec::new_connection`], or a part of the header that
     /// the codec has taken over. It is called again with what is behind them. They count for `buffer_size`.
     Consumed(usize),
+    /// The same of what is no part of a header and does not count for `buffer_size`: framing, messages for the log.
+    Skipped(usize),
     /// An interim answer (HTTP's 1xx without 101) of so many bytes; another header follows.
     Interim(ResponseHeader, usize),
     /// The header, of so many bytes. Framing and hop-by-hop headers may still be in it, for the engine to judge.
@@ -162,6 +174,9 @@ pub struct Input {
 
 /// Register the protocols that this build has.
 fn register(protocols: Protocols) -> Protocols {
+    #[cfg(feature = "fastcgi")]
+    let protocols = protocols
+        .with("fastcgi", |conf, scope| fastcgi::FastCgi::new(conf, &format!("{}/{}", scope.service, scope.route)));
     #[cfg(feature = "memcached")]
     let protocols = protocols.with("memcached", |conf, _| Ok(memcached::Memcached::new(conf)));
     protocols

@@ -84,7 +84,7 @@ impl Reader {
         while !self.in_body {
             match self.codec.process_header(&self.received)? {
                 Parsed::Partial => return Ok(()),
-                Parsed::Consumed(len) => {
+                Parsed::Consumed(len) | Parsed::Skipped(len) => {
                     assert!(len > 0, "nothing was consumed");
                     self.received.drain(..len);
                 }

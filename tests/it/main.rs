@@ -14,6 +14,7 @@ mod drain;
 mod errors;
 mod examples;
 mod failover;
+mod fastcgi;
 mod filters;
 mod framing;
 mod health;
