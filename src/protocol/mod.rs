@@ -9,6 +9,7 @@
 //! ```text
 //! create_request ─► the request as bytes          an error is the client's: no peer is asked, none is blamed
 //! new_connection ─► what goes in front of it      only on a connection that is not from the pool
+//! is_greeted     ─► may the request follow?       not before the answer to that, if it depends on it
 //! request_body   ─► the framed body               as it comes; once with `last`
 //!        ┌────────────────────────────────────────────────────────────────────────────────────────────┐
 //!        │ from here on both directions are independent: an answer may be complete before its request │
@@ -84,6 +85,12 @@ pub trait Protocol: Send + Sync + 'static {
     fn needs_body_length(&self) -> bool {
         false
     }
+
+    /// What [`Codec::new_connection`] tells a connection stays with it: an idle one is only used by routes of its upstream
+    /// with the same number here. By default all of them are interchangeable.
+    fn connection_group(&self) -> u64 {
+        0
+    }
 }
 
 /// The protocol's state for one attempt. The [module](self) has the order of the calls.
@@ -98,6 +105,12 @@ pub trait Codec: Send {
     /// Append to `out` what a new connection has to be told before its first request: credentials, say. Called at most
     /// once, after `create_request`; what the upstream answers to it comes to `process_header` first.
     fn new_connection(&mut self, _out: &mut BytesMut) {}
+
+    /// Has the upstream answered to [`new_connection`](Self::new_connection), so that the request may follow? Asked until
+    /// it is so, after each [`Parsed::Consumed`]. By default the request follows at once.
+    fn is_greeted(&self) -> bool {
+        true
+    }
 
     /// Frame one chunk of the request body, to be written in order. `last` ends the body, perhaps with an empty chunk.
     /// Called at least once. By default a body is not sent.
