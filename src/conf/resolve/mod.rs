@@ -2,6 +2,7 @@
 
 mod error_pages;
 mod files;
+mod login;
 mod protocol;
 mod route;
 mod service;
