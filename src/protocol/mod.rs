@@ -61,6 +61,8 @@ pub mod fastcgi;
 pub mod http1;
 #[cfg(feature = "memcached")]
 pub mod memcached;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod registry;
 mod request;
 #[cfg(test)]
@@ -192,5 +194,7 @@ fn register(protocols: Protocols) -> Protocols {
         .with("fastcgi", |conf, scope| fastcgi::FastCgi::new(conf, &format!("{}/{}", scope.service, scope.route)));
     #[cfg(feature = "memcached")]
     let protocols = protocols.with("memcached", |conf, _| Ok(memcached::Memcached::new(conf)));
+    #[cfg(feature = "redis")]
+    let protocols = protocols.with("redis", |conf, scope| redis::Redis::new(conf, scope.upstream));
     protocols
 }

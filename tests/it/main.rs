@@ -16,6 +16,7 @@ mod internal_redirects;
 mod observability;
 mod protocols;
 mod reload;
+mod redis;
 mod requests;
 mod retries;
 mod routes;
