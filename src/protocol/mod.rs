@@ -56,6 +56,8 @@
 
 #[cfg(any(feature = "fastcgi", feature = "scgi", feature = "uwsgi"))]
 pub(crate) mod cgi;
+#[cfg(any(feature = "scgi", feature = "uwsgi"))]
+mod cgi_stream;
 #[cfg(feature = "fastcgi")]
 pub mod fastcgi;
 pub mod http1;
@@ -65,8 +67,12 @@ pub mod memcached;
 pub mod redis;
 mod registry;
 mod request;
+#[cfg(feature = "scgi")]
+pub mod scgi;
 #[cfg(test)]
 pub(crate) mod split_check;
+#[cfg(feature = "uwsgi")]
+pub mod uwsgi;
 
 pub(crate) use registry::Protocols;
 pub use registry::Scope;
@@ -196,5 +202,9 @@ fn register(protocols: Protocols) -> Protocols {
     let protocols = protocols.with("memcached", |conf, _| Ok(memcached::Memcached::new(conf)));
     #[cfg(feature = "redis")]
     let protocols = protocols.with("redis", |conf, scope| redis::Redis::new(conf, scope.upstream));
+    #[cfg(feature = "scgi")]
+    let protocols = protocols.with("scgi", |conf, _| Ok(scgi::Scgi::new(conf)));
+    #[cfg(feature = "uwsgi")]
+    let protocols = protocols.with("uwsgi", |conf, _| Ok(uwsgi::Uwsgi::new(conf)));
     protocols
 }
