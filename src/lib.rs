@@ -25,7 +25,7 @@
 //! - `error_pages`, `internal_redirect`: what is sent in place of a failure, or of an `X-Accel-Redirect`
 //! - `exchange`: one request to an upstream; [`protocol`]: what is spoken there, bytes in and bytes out
 //! - [`pipe`]: the store between a fast upstream and a slow client
-//! - [`peers`]: balancing and failures
+//! - [`peers`]: balancing, failures, health; `dns`: where named servers are
 //! - `metrics`, `access_log`, `admin`: what operators see
 //! - `reload`, `certificates`, `upgrade`: what is replaced while it runs, and the process that takes over
 
@@ -42,6 +42,7 @@ mod certificates;
 pub mod chain;
 mod client;
 pub mod conf;
+mod dns;
 pub mod error;
 mod error_pages;
 mod exchange;

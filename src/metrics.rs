@@ -29,6 +29,7 @@ struct Metrics {
     upstream_response_seconds: HistogramVec,
     upstream_connections: IntGaugeVec,
     upstream_peer_up: IntGaugeVec,
+    upstream_health_checks_total: IntCounterVec,
     pipe_memory_bytes: IntGauge,
     pipe_temp_file_bytes: IntGauge,
     pipe_spills_total: IntCounterVec,
@@ -100,6 +101,12 @@ static METRICS: Lazy<Metrics> = Lazy::new(|| Metrics {
         "upstream_peer_up",
         "1: may be chosen. 0: resting after failures, unhealthy, drained or down.",
         &["upstream", "peer"]
+    ),
+    upstream_health_checks_total: metric!(
+        register_int_counter_vec,
+        "upstream_health_checks_total",
+        "Active health checks of peers; result: pass, fail.",
+        &["upstream", "peer", "result"]
     ),
     pipe_memory_bytes: metric!(register_int_gauge, "pipe_memory_bytes", "Memory held by all pipes and stored bodies."),
     pipe_temp_file_bytes: metric!(register_int_gauge, "pipe_temp_file_bytes", "Length of all temporary files."),
@@ -256,6 +263,14 @@ impl UpstreamMetrics {
     pub(crate) fn peer_up(&self, member: usize, up: bool) {
         if let Some(gauge) = self.peers_up.get(member) {
             gauge.set(i64::from(up));
+        }
+    }
+
+    /// A health check of a peer has ended. It is a rare thing: the counter is looked up.
+    pub(crate) fn checked(&self, member: usize, passed: bool) {
+        if let Some(peer) = self.peers.get(member) {
+            let result = if passed { "pass" } else { "fail" };
+            METRICS.upstream_health_checks_total.with_label_values(&[&*self.name, peer, result]).inc();
         }
     }
 

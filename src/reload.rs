@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use tokio::sync::Notify;
 
 /// What runs, and may be replaced while it runs. Requests keep what they started with.
 pub(crate) struct Running {
@@ -28,6 +29,8 @@ pub(crate) struct Running {
     pub(crate) services: Vec<Arc<ArcSwap<Service>>>,
     pub(crate) limits: Arc<Limits>,
     upstreams: Mutex<Vec<Arc<Upstream>>>,
+    /// Other groups have come into use. For the supervisor, who looks after them.
+    pub(crate) changed: Notify,
     /// Of the listeners with TLS.
     certificates: BTreeMap<Address, Certificates>,
     allow_changes: AtomicBool,
@@ -61,6 +64,7 @@ impl Running {
             services: built.services.into_iter().map(|service| Arc::new(ArcSwap::new(service))).collect(),
             limits: Limits::new(memory, files, conf.temp_path.clone()),
             upstreams: Mutex::new(built.upstreams),
+            changed: Notify::new(),
             certificates: built.certificates.into_iter().map(|(at, chosen)| (at, Certificates::new(chosen))).collect(),
             allow_changes: allow_changes(conf).into(),
             started_with: StartedWith { server: conf.server.clone(), admin: admin(conf).cloned() },
@@ -150,6 +154,7 @@ impl Running {
         }
         let before = std::mem::replace(&mut *self.upstreams.lock(), built.upstreams.clone());
         hand_over(&before, &built.upstreams);
+        self.changed.notify_one();
     }
 
     /// What differs in the services and listeners, one thing a line.

@@ -6,8 +6,8 @@ use crate::headers;
 use crate::metrics::RouteMetrics;
 use crate::paths;
 use crate::peers::Upstream;
-use pingora_http::RequestHeader;
 use crate::protocol::Protocol;
+use pingora_http::RequestHeader;
 use std::sync::Arc;
 
 /// A service: its routes, and how to choose among them.

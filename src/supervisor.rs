@@ -1,5 +1,7 @@
 //! The one background service: what has to be done now and then for the upstreams, and reading the configuration again.
 
+use crate::dns::Dns;
+use crate::peers::{Upstream, discovery, health};
 use crate::reload::Running;
 use crate::upgrade::{CONFIRMATION, Sockets};
 use async_trait::async_trait;
@@ -8,6 +10,7 @@ use pingora_core::services::Service;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 /// How often idle connections, and the peers' standing, are looked over.
@@ -59,6 +62,8 @@ impl Supervisor {
                 return;
             }
         };
+        let mut tended = Tended::default();
+        tended.are_now(self.running.upstreams());
         loop {
             tokio::select! {
                 _ = hangup.recv() => {
@@ -66,11 +71,62 @@ impl Supervisor {
                     // What comes of it is in the log.
                     tokio::task::spawn_blocking(move || running.reload().is_ok());
                 }
+                () = self.running.changed.notified() => tended.are_now(self.running.upstreams()),
                 _ = sweep.tick() => self.running.upstreams().iter().for_each(|upstream| {
                     upstream.pool.sweep();
                     upstream.show_peers();
                 }),
             }
+        }
+    }
+}
+
+/// The upstreams in use, each with what is done for it in the background; that ends when it is dropped.
+#[derive(Default)]
+struct Tended(Vec<(Arc<Upstream>, Tasks)>);
+
+#[derive(Default)]
+struct Tasks {
+    health: JoinSet<()>,
+    discovery: JoinSet<()>,
+}
+
+impl Tended {
+    /// These are in use now. Those that were before go on being checked; all names are looked up anew, since the
+    /// system's name servers may be others now.
+    fn are_now(&mut self, upstreams: Vec<Arc<Upstream>>) {
+        let mut before = std::mem::take(&mut self.0);
+        for upstream in upstreams {
+            let known = before.iter().position(|(known, _)| Arc::ptr_eq(known, &upstream));
+            let mut tasks = match known {
+                Some(known) => before.swap_remove(known).1,
+                None => Tasks::checking(&upstream),
+            };
+            tasks.discover(&upstream);
+            self.0.push((upstream, tasks));
+        }
+    }
+}
+
+impl Tasks {
+    fn checking(upstream: &Arc<Upstream>) -> Self {
+        let mut tasks = Tasks::default();
+        if upstream.conf.health_check.is_some() {
+            tasks.health.spawn(health::watch(upstream.clone()));
+        }
+        tasks
+    }
+
+    fn discover(&mut self, upstream: &Arc<Upstream>) {
+        self.discovery = JoinSet::new();
+        if !discovery::is_needed(upstream) {
+            return;
+        }
+        match Dns::new(&upstream.conf.resolver) {
+            Ok(dns) => {
+                self.discovery.spawn(discovery::follow(upstream.clone(), dns));
+            }
+            Err(error) => log::error!("upstream {}: names cannot be looked up: {error}", upstream.name()),
         }
     }
 }

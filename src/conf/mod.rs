@@ -9,6 +9,7 @@
 mod check;
 mod error_pages;
 mod errors;
+mod health_check;
 pub(crate) mod near;
 pub mod raw;
 mod resolve;
@@ -22,11 +23,12 @@ mod words;
 
 pub use error_pages::{ErrorPage, ErrorPages, Statuses};
 pub use errors::{ConfError, ConfErrors, Place};
+pub use health_check::{HealthCheck, HttpProbe, Pattern, Probe};
 pub use route_table::{Captures, HostMatch, Matches, PathMatch, RouteMatch, RouteTable};
 pub use secret::Secret;
 pub(crate) use settings::SettingsError;
 pub use types::*;
-pub use words::{Balance, Condition, HttpVersion, IgnoredHeader};
+pub use words::{Balance, CheckType, Condition, HttpVersion, IgnoredHeader};
 
 use serde_json::{Map, Value};
 use source::{Env, Source};

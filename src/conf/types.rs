@@ -2,6 +2,7 @@
 
 use super::error_pages::ErrorPages;
 use super::errors::Place;
+use super::health_check::HealthCheck;
 use super::route_table::{Matches, RouteTable};
 use super::secret::Secret;
 use super::source::Places;
@@ -105,6 +106,10 @@ pub struct Upstream {
     pub login: Login,
     /// The database to use, where the protocol knows databases; `None`: the servers' own.
     pub database: Option<String>,
+    /// `None`: nobody asks how the servers are.
+    pub health_check: Option<HealthCheck>,
+    /// How the names of its servers are looked up.
+    pub resolver: NameResolver,
 }
 
 /// Who we are to a server that asks for it.
@@ -116,6 +121,17 @@ pub struct Login {
     pub password: Option<Secret>,
 }
 
+/// How names are looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameResolver {
+    /// Name servers; empty: those of `/etc/resolv.conf`.
+    pub servers: Vec<SocketAddr>,
+    /// How long an answer is good, never zero; `None`: as long as its records say.
+    pub valid: Option<Duration>,
+    /// How long a lookup may take; never zero.
+    pub timeout: Duration,
+}
+
 /// One entry in the servers of an upstream: a peer, or several if it is a name with several addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
@@ -123,6 +139,8 @@ pub struct Server {
     pub addresses: Vec<Address>,
     /// Its address as it is written in the file.
     pub name: String,
+    /// The name and the port, if it is a name that can get other addresses.
+    pub host: Option<(String, u16)>,
     /// Its share, at least 1.
     pub weight: u32,
     /// So many failures within `fail_timeout` rest it; 0: never.

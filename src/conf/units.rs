@@ -22,6 +22,15 @@ pub struct Time(pub Duration);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rate(pub u64);
 
+/// Statuses of responses: `200`, or all from one to another, `200-399`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Statuses {
+    /// The lowest.
+    pub from: u16,
+    /// The highest, at least `from`.
+    pub to: u16,
+}
+
 /// A scalar with its own way of being written: one parser for serde and for the check of the whole file.
 pub(super) trait Unit: Sized {
     /// Its `format` in the schema.
@@ -105,6 +114,36 @@ impl Unit for Rate {
     }
 }
 
+impl Unit for Statuses {
+    const FORMAT: &'static str = "statuses";
+    const EXPECTED: &'static str = "a status such as 200, or several such as 200-399";
+
+    fn write(&self) -> String {
+        if self.from == self.to { self.from.to_string() } else { format!("{}-{}", self.from, self.to) }
+    }
+
+    fn read_number(number: u64) -> Option<Self> {
+        let status = u16::try_from(number).ok()?;
+        Self::new(status, status)
+    }
+
+    fn read_text(text: &str) -> Option<Self> {
+        let (from, to) = text.split_once('-').unwrap_or((text, text));
+        Self::new(from.trim().parse().ok()?, to.trim().parse().ok()?)
+    }
+}
+
+impl Statuses {
+    fn new(from: u16, to: u16) -> Option<Self> {
+        (100 <= from && from <= to && to <= 599).then_some(Statuses { from, to })
+    }
+
+    /// Is this one of them?
+    pub fn contains(&self, status: u16) -> bool {
+        (self.from..=self.to).contains(&status)
+    }
+}
+
 /// What a value of this `format` has to look like, if `value` does not; `None` if it does, or the format is not ours.
 pub(super) fn complaint(format: &str, value: &Value) -> Option<&'static str> {
     fn judge<U: Unit>(value: &Value) -> Option<&'static str> {
@@ -114,6 +153,7 @@ pub(super) fn complaint(format: &str, value: &Value) -> Option<&'static str> {
         Size::FORMAT => judge::<Size>(value),
         Time::FORMAT => judge::<Time>(value),
         Rate::FORMAT => judge::<Rate>(value),
+        Statuses::FORMAT => judge::<Statuses>(value),
         _ => None,
     }
 }
@@ -159,6 +199,7 @@ macro_rules! unit {
 unit!(Size);
 unit!(Time);
 unit!(Rate);
+unit!(Statuses);
 
 /// A closed set of words (or numbers) in the file: reads, writes and describes itself by one table.
 pub(super) trait Word: Sized + Clone + PartialEq + 'static {
@@ -269,5 +310,17 @@ mod tests {
         assert_eq!(Rate::read(&json!("1MiB/s")), Some(Rate(1 << 20)));
         assert_eq!(Rate::read(&json!(500)), Some(Rate(500)));
         assert_eq!(Rate::read(&json!("1MiB/h")), None);
+    }
+
+    #[test]
+    fn statuses_are_one_or_a_range() {
+        assert_eq!(Statuses::read(&json!(200)), Statuses::new(200, 200));
+        assert_eq!(Statuses::read(&json!("200-399")), Statuses::new(200, 399));
+        for wrong in ["399-200", "20", "200-600", "2xx", "200-", "-5"] {
+            assert_eq!(Statuses::read(&json!(wrong)), None, "{wrong}");
+        }
+        let range = Statuses::read(&json!("200-204")).unwrap();
+        assert_eq!([199, 200, 204, 205].map(|status| range.contains(status)), [false, true, true, false]);
+        assert_eq!([range.write(), Statuses::read(&json!(301)).unwrap().write()], ["200-204", "301"]);
     }
 }

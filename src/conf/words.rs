@@ -20,6 +20,16 @@ pub enum Balance {
     Hash,
 }
 
+/// How a server's health is checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CheckType {
+    /// By an HTTP request.
+    #[default]
+    Http,
+    /// By a connection, TLS's handshake included.
+    Tcp,
+}
+
 /// The HTTP version of an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum HttpVersion {
@@ -71,6 +81,14 @@ impl Word for Balance {
     }
 }
 
+impl Word for CheckType {
+    const NAME: &'static str = "CheckType";
+
+    fn words() -> Vec<(Value, Self)> {
+        vec![(json!("http"), CheckType::Http), (json!("tcp"), CheckType::Tcp)]
+    }
+}
+
 impl Word for HttpVersion {
     const NAME: &'static str = "HttpVersion";
 
@@ -107,6 +125,7 @@ impl Word for IgnoredHeader {
 }
 
 word!(Balance);
+word!(CheckType);
 word!(HttpVersion);
 word!(Condition);
 word!(IgnoredHeader);

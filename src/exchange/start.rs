@@ -76,22 +76,13 @@ fn set_host(session: &Session<'_>, upstream: &Upstream, peer: &Peer, request: &m
     let host = match &session.route().conf().host {
         HostHeader::Preserve => match session.host() {
             Some(host) => host.to_owned(),
-            None => upstream_host(upstream, peer),
+            None => upstream.host(peer),
         },
-        HostHeader::Upstream => upstream_host(upstream, peer),
+        HostHeader::Upstream => upstream.host(peer),
         HostHeader::Literal(host) => host.render(session).into_owned(),
     };
     request.insert_header(HOST, header_value(&host)?)?;
     Ok(())
-}
-
-/// What names the upstream: its TLS name, else the peer's address, else (a Unix socket) `localhost`.
-fn upstream_host(upstream: &Upstream, peer: &Peer) -> String {
-    match &upstream.conf.tls {
-        Some(tls) if !tls.server_name.is_empty() => tls.server_name.clone(),
-        _ if peer.name().starts_with("unix:") => "localhost".to_owned(),
-        _ => peer.name().to_string(),
-    }
 }
 
 /// `uri` replaces the matched prefix; with an exact path or a regular expression it replaces the whole path.

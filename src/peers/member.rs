@@ -141,6 +141,11 @@ impl Member {
         self.standing().set_health(health)
     }
 
+    /// What the health checks have found.
+    pub(super) fn health(&self) -> Health {
+        self.standing().health()
+    }
+
     /// The same peer, perhaps in another generation of the group?
     pub(super) fn is(&self, other: &Member) -> bool {
         Arc::ptr_eq(&self.record, &other.record)
@@ -148,7 +153,7 @@ impl Member {
 
     /// For the operator.
     pub(super) fn status(&self, now: Instant) -> serde_json::Value {
-        let health = match self.standing().health() {
+        let health = match self.health() {
             Health::Unchecked => "unchecked",
             Health::Up => "up",
             Health::Down => "down",

@@ -7,14 +7,19 @@
 //! standing    failures, health, weight: nginx's rules
 //! balance     how the next peer is chosen
 //! pool        idle connections
+//! discovery   where named servers are now
+//! health      asking the peers now and then how they are; probe: one such question
 //! ```
 
 mod balance;
 pub(crate) mod cert;
+pub(crate) mod discovery;
 mod group;
+pub(crate) mod health;
 mod member;
 mod peer;
 pub(crate) mod pool;
+mod probe;
 mod standing;
 
 pub(crate) use member::{Member, State};
@@ -37,6 +42,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::Notify;
 
 /// A named group of peers with its connections and settings.
 pub struct Upstream {
@@ -47,6 +53,8 @@ pub struct Upstream {
     /// Where the peers are now. Locked while the group is made anew.
     addresses: Mutex<Addresses>,
     group: ArcSwap<Group>,
+    /// Another group has taken the place of the last one. For the health checks.
+    group_changed: Notify,
 }
 
 /// The peer of one attempt. Dropping it gives its place under `max_conns` back.
@@ -79,6 +87,7 @@ impl Upstream {
             metrics,
             addresses: Mutex::new(addresses),
             group: ArcSwap::from_pointee(group),
+            group_changed: Notify::new(),
             conf,
         })
     }
@@ -86,7 +95,13 @@ impl Upstream {
     /// It is in use from now on.
     pub(crate) fn begin(&self) {
         self.pool.configure(self.conf.keepalive);
-        self.group.load().members().iter().for_each(|member| member.begin());
+        for member in self.group.load().members() {
+            member.begin();
+            if self.conf.health_check.is_none() {
+                // It may have been asked for before; nobody would ever find that the peer is well again.
+                member.set_health(Health::Unchecked);
+            }
+        }
         self.show_peers();
     }
 
@@ -119,14 +134,25 @@ impl Upstream {
         Ok(self.connectors.peer(&parsed, address))
     }
 
+    /// What names the upstream to `peer`, as a `Host`: its TLS name, else the peer's name, else (a Unix socket)
+    /// `localhost`.
+    pub(crate) fn host(&self, peer: &Peer) -> String {
+        match &self.conf.tls {
+            Some(tls) if !tls.server_name.is_empty() => tls.server_name.clone(),
+            _ if peer.name().starts_with("unix:") => "localhost".to_owned(),
+            _ => peer.name().to_string(),
+        }
+    }
+
     /// The peers as they are now.
     pub(crate) fn group(&self) -> Arc<Group> {
         self.group.load_full()
     }
 
-    /// The name of the entry `server` has other addresses now. Peers that stay keep what is known of them.
+    /// The name of the entry `server` has these addresses now. Peers that stay keep what is known of them.
     pub(crate) fn set_addresses(&self, server: usize, found: Vec<SocketAddr>) {
         let found: Vec<_> = found.into_iter().map(conf::Address::Inet).collect();
+        let now: Vec<String> = found.iter().map(ToString::to_string).collect();
         let mut addresses = self.addresses.lock();
         match addresses.get_mut(server) {
             Some(known) if *known != found => *known = found,
@@ -135,8 +161,10 @@ impl Upstream {
         let before = self.group.load_full();
         self.group.store(Arc::new(Group::new(&self.conf, &addresses, &self.connectors, Some(&before))));
         drop(addresses);
+        self.group_changed.notify_one();
         self.close_unused(&before);
         self.show_peers();
+        log::info!("upstream {}: {} is now at {}", self.name(), self.conf.servers[server].name, now.join(", "));
     }
 
     /// Close the idle connections to peers that are not to be used, or were in the group `before` and are no more.

@@ -5,9 +5,11 @@
 //!
 //! A value of these types, serialised, has all keys, its routes too: what `defaults` has is then not merged into them.
 
+mod health_check;
 mod route;
 mod upstream;
 
+pub use health_check::{HealthCheck, HealthMatch};
 pub use route::{Buffering, Buffers, Client, Match, NextUpstream, Route, Timeouts};
 pub use upstream::{Database, Http2, Keepalive, ProtocolName, Server, ServerOptions, Upstream, UpstreamTls};
 
@@ -43,6 +45,8 @@ pub struct Conf {
     pub buffer_memory_max: Size,
     /// Disk space all temporary files together may take. Default: `16GiB`.
     pub temp_files_max: Size,
+    /// Who knows the addresses of named servers.
+    pub resolver: NameResolver,
     /// The upstreams by name. Default: none.
     pub upstreams: BTreeMap<String, Upstream>,
     /// What every route inherits: a route's keys but `name` and `match`. Mappings are merged key by key, lists are
@@ -61,6 +65,7 @@ impl Default for Conf {
             temp_path: "/var/tmp/millpond".into(),
             buffer_memory_max: Size(1 << 30),
             temp_files_max: Size(16 << 30),
+            resolver: NameResolver::default(),
             upstreams: BTreeMap::new(),
             defaults: Route::default(),
             services: Vec::new(),
@@ -122,6 +127,25 @@ pub struct AccessLog {
 impl Default for AccessLog {
     fn default() -> Self {
         AccessLog { path: "/dev/stdout".into(), format: "json".into() }
+    }
+}
+
+/// Who knows the addresses of named servers, and for how long an answer is good.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct NameResolver {
+    /// Name servers, `IP` or `IP:port`. `/etc/hosts` is asked first all the same. Default: none, those of
+    /// `/etc/resolv.conf`.
+    pub servers: Vec<String>,
+    /// How long an answer is good. Default: absent, as long as its records say (TTL).
+    pub valid: Option<Time>,
+    /// How long a lookup may take. Default: `5s`.
+    pub timeout: Time,
+}
+
+impl Default for NameResolver {
+    fn default() -> Self {
+        NameResolver { servers: Vec::new(), valid: None, timeout: seconds(5) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `upstreams:`.
 
-use super::seconds;
+use super::{HealthCheck, seconds};
 use crate::conf::units::{Size, Time};
 use crate::conf::{Balance, HTTP, HttpVersion, Secret};
 use schemars::JsonSchema;
@@ -13,7 +13,7 @@ pub struct Upstream {
     /// What the servers speak: `http`, `memcached`, or another protocol that this binary has. Default: `http`.
     pub protocol: ProtocolName,
     /// At least one: `IP:port`, `name:port`, `unix:/path`, or a mapping with more. A name is looked up when the file is
-    /// loaded, and each of its addresses is a server.
+    /// loaded, and again whenever the answer has expired; each of its addresses is a server.
     pub servers: Vec<Server>,
     /// How a server is chosen: `round_robin`, smooth and weighted; `least_conn`, the fewest requests for its weight;
     /// `random`, the better of two; `ip_hash`, by the client's address; `hash`, by `hash_key`, consistent. Default:
@@ -38,6 +38,9 @@ pub struct Upstream {
     pub password_file: Option<String>,
     /// The database that is used there, a name or a number. Default: absent, the servers' own.
     pub database: Option<Database>,
+    /// Asking the servers now and then how they are. Default: absent, requests alone find out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
 }
 
 /// A database, by its name or its number.
@@ -69,6 +72,15 @@ pub enum Server {
     Address(String),
     /// The address and more.
     Full(ServerOptions),
+}
+
+impl Server {
+    pub(in crate::conf) fn address(&self) -> &str {
+        match self {
+            Server::Address(address) => address,
+            Server::Full(options) => &options.address,
+        }
+    }
 }
 
 /// One server with its settings.

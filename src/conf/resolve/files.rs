@@ -3,7 +3,7 @@
 use super::Resolver;
 use crate::conf::Address;
 use crate::template::Template;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 impl Resolver {
@@ -29,12 +29,18 @@ impl Resolver {
             self.wrong(path, text, "an address such as 127.0.0.1:8080, app.internal:8080 or unix:/run/app.sock");
             return Vec::new();
         };
-        match (host, port).to_socket_addrs() {
-            Ok(found) => distinct(found),
-            Err(error) => {
-                self.wrong(path, text, format!("a name that can be looked up ({error})"));
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return vec![Address::Inet(SocketAddr::new(ip, port))];
+        }
+        match self.names.answers.get(host) {
+            Some(Ok(answer)) => answer.at(port).into_iter().map(Address::Inet).collect(),
+            Some(Err(reason)) => {
+                let expected = format!("a name that can be looked up ({reason})");
+                self.wrong(path, text, expected);
                 Vec::new()
             }
+            // Names are not looked up with a wrong resolver, and it has been said.
+            None => Vec::new(),
         }
     }
 
@@ -71,6 +77,12 @@ impl Resolver {
     }
 }
 
+/// Why a text is no regular expression, on one line.
+pub(super) fn regex_reason(error: &regex::Error) -> String {
+    let reason = error.to_string();
+    reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
+}
+
 fn listen_address(text: &str) -> Option<Address> {
     if let Some(socket) = text.strip_prefix("unix:") {
         return (!socket.is_empty()).then(|| Address::Unix(socket.into()));
@@ -88,16 +100,6 @@ pub(super) fn host_and_port(text: &str) -> Option<(&str, u16)> {
     };
     let named = !host.is_empty() && !host.contains(|c: char| c == '/' || c.is_whitespace());
     named.then_some((host, port))
-}
-
-fn distinct(found: impl Iterator<Item = SocketAddr>) -> Vec<Address> {
-    let mut addresses = Vec::new();
-    for address in found.map(Address::Inet) {
-        if !addresses.contains(&address) {
-            addresses.push(address);
-        }
-    }
-    addresses
 }
 
 fn has_pem_block(content: &[u8], label: &str) -> bool {

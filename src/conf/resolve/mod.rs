@@ -2,7 +2,9 @@
 
 mod error_pages;
 mod files;
+mod health_check;
 mod login;
+mod names;
 mod protocol;
 mod route;
 mod service;
@@ -12,6 +14,7 @@ use super::errors::{ConfErrors, shown};
 use super::source::{Source, item_path, key_path};
 use super::units::Time;
 use super::{AccessLog, Address, Admin, Conf, ErrorPage, LogFormat, near, raw};
+use names::Names;
 use pingora_core::server::configuration::ServerConf;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -22,7 +25,9 @@ use std::sync::Arc;
 /// Resolve the whole file; `raw` has the defaults merged into its routes, `source` is as it was written.
 pub(super) fn resolve(raw: &raw::Conf, source: Source) -> Result<Conf, ConfErrors> {
     let base = Path::new(&source.file).parent().map(Path::to_owned).unwrap_or_default();
-    let mut resolver = Resolver { source, base, listeners: HashMap::new(), pages: HashMap::new() };
+    let mut resolver =
+        Resolver { source, base, listeners: HashMap::new(), names: Names::default(), pages: HashMap::new() };
+    resolver.look_up_names(raw);
     let conf = Conf {
         file: resolver.source.file.clone(),
         server: Arc::new(resolver.server_conf(&raw.server)),
@@ -44,6 +49,8 @@ struct Resolver {
     base: PathBuf,
     /// The listeners so far, and their keys.
     listeners: HashMap<Address, String>,
+    /// What is known of the servers' names.
+    names: Names,
     /// The files of error pages so far, by their names in the file: routes that inherit one share it.
     pages: HashMap<String, ErrorPage>,
 }

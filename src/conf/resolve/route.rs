@@ -1,6 +1,7 @@
 //! One route.
 
 use super::Resolver;
+use super::files::regex_reason;
 use super::service::made_name;
 use crate::conf::source::{item_path, key_path};
 use crate::conf::units::Size;
@@ -86,7 +87,7 @@ impl Resolver {
         Some(if suffix { HostMatch::Suffix(format!(".{name}")) } else { HostMatch::Exact(name.to_owned()) })
     }
 
-    fn method(&mut self, text: &str, path: &str) -> Option<Method> {
+    pub(super) fn method(&mut self, text: &str, path: &str) -> Option<Method> {
         let capitals = text.to_ascii_uppercase();
         match Method::from_str(text) {
             Ok(method) if capitals == text => Some(method),
@@ -120,9 +121,7 @@ impl Resolver {
         match Regex::new(text) {
             Ok(regex) => PathMatch::Regex(regex),
             Err(error) => {
-                let reason = error.to_string();
-                let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-                self.wrong(path, text, format!("a regular expression ({reason})"));
+                self.wrong(path, text, format!("a regular expression ({})", regex_reason(&error)));
                 PathMatch::default()
             }
         }
@@ -193,7 +192,7 @@ impl Resolver {
         names.filter_map(|(index, name)| self.header(name, &item_path(&path, index))).collect()
     }
 
-    fn header(&mut self, name: &str, path: &str) -> Option<HeaderName> {
+    pub(super) fn header(&mut self, name: &str, path: &str) -> Option<HeaderName> {
         let parsed = HeaderName::from_str(name).ok();
         if parsed.is_none() {
             self.wrong(path, name, "the name of a header");

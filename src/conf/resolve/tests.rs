@@ -2,6 +2,8 @@ use crate::conf::*;
 use serde_json::{Value, json};
 use std::time::Duration;
 
+mod health_check;
+
 /// A file with one upstream and one route.
 fn file(upstream: Value, route: Value) -> Value {
     json!({
@@ -244,6 +246,7 @@ fn servers_have_nginx_defaults() {
     let server = Server {
         addresses: vec![Address::Inet("127.0.0.1:80".parse().unwrap())],
         name: "127.0.0.1:80".into(),
+        host: None,
         weight: 1,
         max_fails: 1,
         fail_timeout: Duration::from_secs(10),

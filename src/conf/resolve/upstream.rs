@@ -1,13 +1,12 @@
 //! `upstreams:`.
 
 use super::Resolver;
-use super::files::host_and_port;
+use super::names::name_and_port;
 use crate::conf::source::{item_path, key_path};
 use crate::conf::{Balance, HTTP, Http2, HttpVersion, Keepalive, Server, Upstream, UpstreamTls, raw};
 use crate::template::Template;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// nginx's ring has 160 points for each unit of weight; each costs 8 bytes.
@@ -35,6 +34,8 @@ impl Resolver {
             tls: raw.tls.as_ref().map(|tls| self.upstream_tls(tls, &servers, &tls_path)),
             login: self.login(raw, &path),
             database: self.database(raw, &path),
+            health_check: raw.health_check.as_ref().map(|check| self.health_check(check, &raw.protocol.0, &path)),
+            resolver: self.names.resolver.clone(),
             servers,
         }
     }
@@ -95,6 +96,7 @@ impl Resolver {
         Server {
             addresses: self.server_addresses(&options.address, &address_path),
             name: options.address.clone(),
+            host: name_and_port(&options.address).map(|(name, port)| (name.to_owned(), port)),
             weight: options.weight,
             max_fails: options.max_fails,
             fail_timeout: options.fail_timeout.0,
@@ -190,6 +192,5 @@ fn files_hash(files: [&Option<PathBuf>; 3]) -> u64 {
 
 /// The host name a server has in the file; empty if it has only an address.
 fn host_name(server: &Server) -> &str {
-    let host = host_and_port(&server.name).map(|(host, _)| host);
-    host.filter(|host| host.parse::<IpAddr>().is_err()).unwrap_or_default()
+    server.host.as_ref().map_or("", |(name, _)| name)
 }

@@ -5,12 +5,14 @@
 //! - `proxy`: starts the binary, writes its configuration, reads its logs, metrics and `/proc` entries
 //! - `origin`: raw upstreams over TCP, Unix sockets and TLS; a test's closure is the script of each connection
 //! - `client`: HTTP/1 byte by byte, with a parser that tells a complete message from a broken one
+//! - `dns`: a name server whose answers a test changes
 //! - `http2`: both ends of HTTP/2, with the flow control in the test's hands
 //! - `io`: the streams under them, certificates
 //! - `pattern`: bodies that need not be held to be compared
 //! - `servers`: real Apache, nginx and Tomcat
 
 pub mod client;
+pub mod dns;
 pub mod http2;
 pub mod io;
 pub mod origin;

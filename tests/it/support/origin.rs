@@ -107,6 +107,14 @@ impl Origin {
         Origin { address, seen }
     }
 
+    /// The same, on this listener.
+    pub fn on<F: Future<Output = ()> + Send + 'static>(
+        listener: TcpListener,
+        script: impl Fn(Conn) -> F + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen(listener, None, script)
+    }
+
     fn listen<F: Future<Output = ()> + Send + 'static>(
         listener: TcpListener,
         acceptor: Option<TlsAcceptor>,
@@ -135,6 +143,12 @@ impl Origin {
     pub async fn http(answer: impl Fn(&Request) -> String + Send + Sync + 'static) -> Self {
         let answer = Arc::new(answer);
         Self::start(move |conn| serve(conn, answer.clone())).await
+    }
+
+    /// The same, on this listener.
+    pub fn http_on(listener: TcpListener, answer: impl Fn(&Request) -> String + Send + Sync + 'static) -> Self {
+        let answer = Arc::new(answer);
+        Self::listen(listener, None, move |conn| serve(conn, answer.clone()))
     }
 
     /// The same, over TLS.
@@ -369,6 +383,28 @@ impl Refusing {
 
     pub fn address(&self) -> String {
         self.0.local_addr().unwrap().as_socket().unwrap().to_string()
+    }
+
+    /// It refuses no longer.
+    pub fn listen(self) -> TcpListener {
+        self.0.listen(128).unwrap();
+        self.0.set_nonblocking(true).unwrap();
+        TcpListener::from_std(self.0.into()).unwrap()
+    }
+}
+
+/// Listeners at 127.0.0.1 and so on, as many as that, all with the same port.
+pub async fn same_port(count: u8) -> Vec<TcpListener> {
+    'port: loop {
+        let mut listeners = vec![TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap()];
+        let port = listeners[0].local_addr().unwrap().port();
+        for last in 2..=count {
+            match TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), port)).await {
+                Ok(listener) => listeners.push(listener),
+                Err(_) => continue 'port,
+            }
+        }
+        return listeners;
     }
 }
 

@@ -267,6 +267,27 @@ impl Proxy {
         samples.fold(None, |sum, value| Some(sum.unwrap_or_default() + value))
     }
 
+    /// What `/status.json` says of the peer of `app` with this address.
+    pub async fn peer_status(&self, address: &str) -> Option<Value> {
+        let status = Client::connect(self.ports.admin).await.get("/status.json").await.text();
+        let status: Value = serde_json::from_str(&status).unwrap();
+        let peers = status["upstreams"]["app"]["peers"].as_array().unwrap();
+        peers.iter().find(|peer| peer["address"] == address).cloned()
+    }
+
+    /// Change the configuration file, and have it read again.
+    pub async fn reload(&self, change: impl FnOnce(&mut Value)) {
+        let file = self.files.dir().join("proxy.yaml");
+        let mut config = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        change(&mut config);
+        fs::write(&file, serde_json::to_vec_pretty(&config).unwrap()).unwrap();
+        let before = self.metric("config_reloads_total", &[]).await.unwrap_or_default();
+        self.signal("HUP");
+        let reloaded =
+            async || self.metric("config_reloads_total", &[("result", "success")]).await.filter(|now| *now > before);
+        eventually("the file was read again", reloaded).await;
+    }
+
     /// Bytes of memory this process does not share with its file on disk.
     pub fn memory(&self) -> u64 {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid())).unwrap();
