@@ -5,6 +5,7 @@ use crate::support::*;
 use std::net::SocketAddr;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 /// A connection to the server that goes around the proxy.
 struct Direct(BufReader<TcpStream>);
@@ -463,17 +464,22 @@ async fn a_server_that_cannot_serve_now_is_passed_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_waits_until_the_greeting_was_answered() {
-    let origin = Origin::start(|mut conn| async move {
-        assert_eq!(command(&mut conn).await.unwrap(), [&b"AUTH"[..], b"joe", b"s3cret"]);
-        assert_eq!(command(&mut conn).await.unwrap(), [&b"SELECT"[..], b"7"]);
-        conn.send("+OK\r\n").await;
-        conn.send("-ERR DB index is out of range\r\n").await;
-        assert_eq!(command(&mut conn).await, None, "nothing follows a greeting that was refused");
-        conn.send("closed").await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let origin = Origin::start(move |mut conn| {
+        let tell = tell.clone();
+        async move {
+            tell.send(command(&mut conn).await).unwrap();
+            tell.send(command(&mut conn).await).unwrap();
+            conn.send("+OK\r\n-ERR DB index is out of range\r\n").await;
+            tell.send(command(&mut conn).await).unwrap();
+        }
     })
     .await;
     let login = json!({ "user": "joe", "password": "s3cret", "database": 7 });
     let proxy = setup(json!([origin.address()])).upstream(login).start().await;
     assert_eq!(proxy.connect().await.post("PUT", "/k", b"value").await.status, 502);
-    origin.wait("the script has run to its end", |seen| seen.connections == 1 && seen.open == 0).await;
+    let mut next = async || within("a command, or the end", told.recv()).await.unwrap();
+    assert_eq!(next().await.unwrap(), [&b"AUTH"[..], b"joe", b"s3cret"]);
+    assert_eq!(next().await.unwrap(), [&b"SELECT"[..], b"7"]);
+    assert_eq!(next().await, None, "nothing follows a greeting that was refused");
 }
