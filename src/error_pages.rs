@@ -225,6 +225,6 @@ mod tests {
         let stay = ["location", "www-authenticate", "retry-after", "set-cookie", "content-security-policy"];
         let about = |name: &&'static str| is_about_a_body(&HeaderName::from_static(name));
         assert!(gone.iter().all(about));
-        assert!(!stay.iter().any(|name| about(&name)));
+        assert!(!stay.iter().any(about));
     }
 }

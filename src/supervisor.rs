@@ -9,7 +9,7 @@ use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::Service;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -30,11 +30,13 @@ impl Service for Supervisor {
             self.sockets.set(sockets);
         }
         tokio::spawn(serve_or_end(self.sockets.clone(), self.running.clone()));
+        // Listened to from the start: one that comes just after the end has begun must not be missed.
+        let interrupt = signal(SignalKind::interrupt());
         tokio::select! {
             () = self.supervise() => {}
             _ = shutdown.changed() => {}
         }
-        end_at_once_on_interrupt().await;
+        end_at_once_on(interrupt).await;
     }
 
     fn name(&self) -> &str {
@@ -140,8 +142,8 @@ async fn serve_or_end(sockets: Sockets, running: Arc<Running>) {
 }
 
 /// Pingora listens to signals up to the first that ends the process, and a graceful end may take long.
-async fn end_at_once_on_interrupt() {
-    if let Ok(mut interrupt) = signal(SignalKind::interrupt()) {
+async fn end_at_once_on(interrupt: std::io::Result<Signal>) {
+    if let Ok(mut interrupt) = interrupt {
         interrupt.recv().await;
         log::info!("SIGINT: what is in flight is broken off");
         std::process::exit(0);

@@ -63,9 +63,18 @@ impl Standing {
         self.health
     }
 
-    /// Its weight now, in [`PARTS`]: less after failures, and at first in its slow start; never nothing.
+    /// Its weight now, in [`PARTS`]: less after failures, and at first in its slow start.
     pub(super) fn weight(&self, rules: &Rules, now: Instant) -> i64 {
-        let weight = (rules.weight - self.lost).max(0) * PARTS;
+        self.grown((rules.weight - self.lost).max(0) * PARTS, rules, now)
+    }
+
+    /// What its requests are measured by: the same without regard to failures, and at least one part.
+    pub(super) fn capacity(&self, rules: &Rules, now: Instant) -> i64 {
+        self.grown(rules.weight * PARTS, rules, now).max(1)
+    }
+
+    /// What there is of `weight` in a slow start.
+    fn grown(&self, weight: i64, rules: &Rules, now: Instant) -> i64 {
         match self.serves_since {
             Some(since) if !rules.slow_start.is_zero() => {
                 let share = now.saturating_duration_since(since).as_secs_f64() / rules.slow_start.as_secs_f64();

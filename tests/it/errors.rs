@@ -249,6 +249,26 @@ async fn what_filters_answer_and_how_they_fail_have_pages() {
 }
 
 #[tokio::test]
+async fn the_body_of_a_request_that_a_filter_has_answered_does_not_reach_its_page() {
+    let (app, pages) = (Origin::http(|_| reply(200, "")).await, Origin::http(|_| reply(200, "sorry")).await);
+    let proxy = paged(app.address(), pages.address())
+        .program(example("probe_filters"))
+        .routes(json!([
+            { "upstream": "app", "client_max_body_size": "1KiB", "filters": [{ "answer": { "status": 403 } }],
+              "error_pages": { "403": "/pages/403" } },
+            { "match": { "path": "/pages/" }, "upstream": "pages" },
+        ]))
+        .start()
+        .await;
+    let mut client = proxy.connect().await;
+    client.send_request("POST", "/", "Transfer-Encoding: chunked\r\n").await;
+    client.send(format!("{:x}\r\n{}\r\n", 4096, "x".repeat(4096))).await;
+    let response = client.response().await;
+    assert_eq!((response.status, response.text().as_str()), (403, "sorry"));
+    assert_eq!(pages.only_request().header("transfer-encoding"), None);
+}
+
+#[tokio::test]
 async fn a_filter_that_fails_on_the_page_leads_to_the_built_in_one() {
     let refusing = Refusing::new();
     let filters = json!([{ "trace": { "name": "a" } }, { "fail": { "hook": "response_filter", "status": 403 } }]);

@@ -186,7 +186,7 @@ async fn checks_verify_the_certificate_as_requests_do() {
         let proxy = setup.upstream(tls).upstream(check(json!({ "type": kind }))).start().await;
         proxy.wait_log(&[&format!("peer {} is down: connecting: ", untrusted.address()), "certificate"]).await;
         has_health(&proxy, trusted.address(), "up").await;
-        assert_eq!(trusted.requests().iter().all(|request| request.header("host") == Some("app.internal")), true);
+        assert!(trusted.requests().iter().all(|request| request.header("host") == Some("app.internal")));
     }
 }
 

@@ -91,6 +91,8 @@ async fn the_first_upstream_is_left_at_once_and_its_connection_not_used_again() 
         let response = client.get("/").await;
         assert_eq!((response.status, response.text().as_str()), (200, "/files/a"));
         app.wait("it is closed", |seen| seen.open == 0 && seen.connections == connections).await;
+        // Counted by now.
+        proxy.access_log(connections).await;
     }
     let labels = [("upstream", "app"), ("outcome", "5xx")];
     assert_eq!(proxy.metric("upstream_attempts_total", &labels).await, Some(2.0));

@@ -5,16 +5,20 @@
 
 mod aborts;
 mod admin;
+mod balance;
 mod buffering;
 mod chain;
 mod config;
 mod dns;
+mod drain;
 mod errors;
 mod examples;
+mod failover;
 mod filters;
 mod framing;
 mod health;
 mod internal_redirects;
+mod keepalive;
 mod observability;
 mod protocols;
 mod redis;

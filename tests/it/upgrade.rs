@@ -168,6 +168,10 @@ async fn an_old_process_that_nobody_replaces_goes_on() {
     proxy.signal("QUIT");
     proxy.wait_log(&["nobody takes the listeners", "upgrade.sock", "goes on serving"]).await;
     assert_eq!(proxy.connect().await.get("/").await.text(), "ok");
+    let _new = start_new(&proxy).await;
+    proxy.signal("QUIT");
+    proxy.wait_log(&["upgrade", "the new process serves"]).await;
+    assert_eq!(proxy.connect().await.get("/").await.text(), "ok");
 }
 
 #[tokio::test]

@@ -25,5 +25,5 @@ pub(super) fn choose(members: &[Arc<Member>], free: &Free<'_>, now: Instant) -> 
 }
 
 fn burden(member: &Member, now: Instant) -> (u32, i64) {
-    (member.active(), member.standing().weight(&member.rules, now).max(1))
+    (member.active(), member.standing().capacity(&member.rules, now))
 }

@@ -20,9 +20,7 @@ pub(super) fn choose(members: &[Arc<Member>], free: &Free<'_>, now: Instant) -> 
         .enumerate()
         .filter(|(_, member)| free(member))
         .map(|(index, member)| {
-            let mut standing = member.standing();
-            let weight = standing.weight(&member.rules, now).max(1);
-            standing.recover();
+            let weight = member.standing().capacity(&member.rules, now);
             Lot { index, active: member.active(), weight }
         })
         .collect();

@@ -4,6 +4,8 @@
 //! # Layout
 //! - `proxy`: starts the binary, writes its configuration, reads its logs, metrics and `/proc` entries
 //! - `origin`: raw upstreams over TCP, Unix sockets and TLS; a test's closure is the script of each connection
+//! - `peers`: origins in processes of their own, to be killed and started again
+//! - `load`: requests at a steady rate, whatever becomes of them
 //! - `client`: HTTP/1 byte by byte, with a parser that tells a complete message from a broken one
 //! - `dns`: a name server whose answers a test changes
 //! - `http2`: both ends of HTTP/2, with the flow control in the test's hands
@@ -15,8 +17,10 @@ pub mod client;
 pub mod dns;
 pub mod http2;
 pub mod io;
+pub mod load;
 pub mod origin;
 pub mod pattern;
+pub mod peers;
 pub mod proxy;
 pub mod servers;
 

@@ -275,17 +275,16 @@ impl Proxy {
         peers.iter().find(|peer| peer["address"] == address).cloned()
     }
 
-    /// Change the configuration file, and have it read again.
+    /// Change the configuration file, send SIGHUP, and return once the new configuration is in use.
     pub async fn reload(&self, change: impl FnOnce(&mut Value)) {
         let file = self.files.dir().join("proxy.yaml");
         let mut config = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
         change(&mut config);
         fs::write(&file, serde_json::to_vec_pretty(&config).unwrap()).unwrap();
-        let before = self.metric("config_reloads_total", &[]).await.unwrap_or_default();
+        let reloads = async || self.metric("config_reloads_total", &[("result", "success")]).await.unwrap_or_default();
+        let before = reloads().await;
         self.signal("HUP");
-        let reloaded =
-            async || self.metric("config_reloads_total", &[("result", "success")]).await.filter(|now| *now > before);
-        eventually("the file was read again", reloaded).await;
+        eventually("the new configuration is in use", async || (reloads().await > before).then_some(())).await;
     }
 
     /// Bytes of memory this process does not share with its file on disk.

@@ -61,13 +61,26 @@ pub async fn apache() -> Server {
 
 /// nginx with its files in `htdocs`.
 pub async fn nginx() -> Server {
+    run_nginx("", "").await
+}
+
+/// nginx as a proxy; `upstream` is what its `upstream` block says.
+pub async fn nginx_in_front_of(upstream: &str) -> Server {
+    run_nginx(
+        &format!("upstream app {{ {upstream} }}"),
+        "location / { proxy_pass http://app; proxy_http_version 1.1; }",
+    )
+    .await
+}
+
+async fn run_nginx(upstream: &str, location: &str) -> Server {
     start("nginx", |dir, port| {
         let d = dir.display();
         let config = format!(
             "daemon off; pid {d}/pid; worker_processes 1; error_log {d}/error.log;\nevents {{}}\n\
              http {{ access_log off; client_body_temp_path {d}/body; proxy_temp_path {d}/proxy;\n\
-             fastcgi_temp_path {d}/f; scgi_temp_path {d}/s; uwsgi_temp_path {d}/u;\n\
-             server {{ listen 127.0.0.1:{port}; root {d}/htdocs; }} }}\n"
+             fastcgi_temp_path {d}/f; scgi_temp_path {d}/s; uwsgi_temp_path {d}/u; {upstream}\n\
+             server {{ listen 127.0.0.1:{port}; root {d}/htdocs; {location} }} }}\n"
         );
         fs::write(dir.join("nginx.conf"), config).unwrap();
         let mut command = Command::new("/usr/sbin/nginx");
