@@ -46,6 +46,8 @@ pub enum ErrorKind {
     Closed,
     /// The upstream was silent for `timeouts.read`: 504 before the header, a broken message after it.
     ReadTimeout,
+    /// The upstream says that it cannot serve now, whatever it is asked for: 502.
+    Unavailable,
     /// The upstream's header breaks its protocol or is larger than `buffer_size`: 502.
     InvalidHeader,
     /// The upstream's body breaks its protocol: a broken message.
@@ -118,7 +120,7 @@ impl Error {
             ClientGone => 499,
             Status(status @ 400..=599) => status,
             Filter | Internal | Status(_) => 500,
-            NoLivePeer | Connect | Send | Closed | InvalidHeader | InvalidBody | Truncated => 502,
+            NoLivePeer | Connect | Send | Closed | Unavailable | InvalidHeader | InvalidBody | Truncated => 502,
             ConnectTimeout | SendTimeout | ReadTimeout => 504,
         }
     }
@@ -133,7 +135,8 @@ impl Error {
     pub fn is_upstream(&self) -> bool {
         use ErrorKind::*;
         let connecting = matches!(self.kind(), NoLivePeer | Connect | ConnectTimeout | Send | SendTimeout);
-        connecting || matches!(self.kind(), Closed | ReadTimeout | InvalidHeader | InvalidBody | Truncated)
+        connecting
+            || matches!(self.kind(), Closed | ReadTimeout | Unavailable | InvalidHeader | InvalidBody | Truncated)
     }
 
     /// Is it the client that failed, rather than an upstream or this proxy?

@@ -5,7 +5,7 @@
 
 use super::errors::shown;
 use super::source::{Source, item_path, key_path};
-use super::{near, units};
+use super::{near, secret, units};
 use serde_json::{Map, Value};
 
 /// Check the whole of `source` and return what is good of it.
@@ -26,7 +26,7 @@ impl<'a> Checker<'a> {
         // a mapping may be absent, but a key with nothing behind it has more likely lost it
         let lost = value.is_null() && self.has_mapping(schema);
         let Some(schema) = self.variant(&value, schema).filter(|_| !lost) else {
-            self.source.error(path, shown(&value), self.expected(schema, lost));
+            self.source.error(path, self.found(&value, schema), self.expected(schema, lost));
             return None;
         };
         if let Some(complaint) = complaint(&value, schema) {
@@ -98,6 +98,15 @@ impl<'a> Checker<'a> {
         match schema.get("anyOf").and_then(Value::as_array) {
             Some(all) => all.iter().flat_map(|variant| self.variants(variant)).collect(),
             None => vec![schema],
+        }
+    }
+
+    /// The value, unless it is a secret.
+    fn found(&self, value: &Value, schema: &'a Value) -> String {
+        let mut variants = self.variants(schema).into_iter();
+        match variants.any(|variant| variant.get("format").is_some_and(|format| format == secret::FORMAT)) {
+            true if !value.is_null() => "what is not shown".to_owned(),
+            _ => shown(value),
         }
     }
 

@@ -132,14 +132,17 @@ impl Source {
             }
             rest = behind;
         }
+        let is_secret = path.ends_with(".password");
         if !unset.is_empty() {
-            self.error(path, shown(&text.into()), format!("the environment to have {}", unset.join(" and ")));
+            let found = if is_secret { "what is not shown".to_owned() } else { shown(&text.into()) };
+            self.error(path, found, format!("the environment to have {}", unset.join(" and ")));
         }
         if rest.len() == text.len() {
             return None;
         }
         expanded.push_str(rest);
-        let alone = matches!(split_env(text), Some(("", _, "")));
+        // Digits are a password too.
+        let alone = !is_secret && matches!(split_env(text), Some(("", _, "")));
         Some(if alone { scalar(expanded) } else { Value::String(expanded) })
     }
 
@@ -361,6 +364,13 @@ mod tests {
         let mut source = Source::from_value(json!({ "a": "${HOST}:${PORT}$x${request_id}${x}", "b": "${PORT}" }), "");
         source.expand_env(&env);
         assert_eq!(source.value, json!({ "a": "app:8080$x${request_id}${x}", "b": 8080 }));
+    }
+
+    #[test]
+    fn a_password_of_digits_stays_a_text() {
+        let mut source = Source::from_value(json!({ "db": { "password": "${PORT}", "user": "${HOST}" } }), "");
+        source.expand_env(&env);
+        assert_eq!(source.value, json!({ "db": { "password": "8080", "user": "app" } }));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::error_pages::ErrorPages;
 use super::errors::Place;
 use super::health_check::HealthCheck;
 use super::route_table::{Matches, RouteTable};
+use super::secret::Secret;
 use super::source::Places;
 use super::words::{Balance, Condition, HttpVersion, IgnoredHeader};
 use crate::template::Template;
@@ -101,10 +102,23 @@ pub struct Upstream {
     pub http2: Http2,
     /// TLS; `None`: plain text.
     pub tls: Option<UpstreamTls>,
+    /// Who we are to a database.
+    pub login: Login,
+    /// The database to use, where the protocol knows databases; `None`: the servers' own.
+    pub database: Option<String>,
     /// `None`: nobody asks how the servers are.
     pub health_check: Option<HealthCheck>,
     /// How the names of its servers are looked up.
     pub resolver: NameResolver,
+}
+
+/// Who we are to a server that asks for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Login {
+    /// The user; never without a password.
+    pub user: Option<String>,
+    /// The password.
+    pub password: Option<Secret>,
 }
 
 /// How names are looked up.

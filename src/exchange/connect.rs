@@ -52,7 +52,9 @@ pub(crate) async fn connect(
         None => Some(Created::new(&pass.session, upstream, &request, length).map_err(Failed::ours)?),
         Some(_) => None,
     };
-    let connected = while_reading(pass, client, open(upstream, peer, timeouts.connect, fresh)).await?;
+    // Only what was told the same may be used again.
+    let group = (!fresh).then(|| pass.session.route().protocol.connection_group());
+    let connected = while_reading(pass, client, open(upstream, peer, timeouts.connect, group)).await?;
     note_connected(pass, upstream, matches!(connected, Connected::Stream(_, true) | Connected::Http2(_, true)));
     let limits = Limits { send: timeouts.send, read: timeouts.read, header_size };
     match connected {
@@ -117,8 +119,11 @@ async fn while_reading(
     }
 }
 
-async fn open(upstream: &Upstream, peer: &Peer, limit: Duration, fresh: bool) -> Result<Connected> {
-    if !fresh && let Some(connected) = pooled(upstream, peer).await? {
+/// A pooled connection of this group, if one is named, or a new one.
+async fn open(upstream: &Upstream, peer: &Peer, limit: Duration, group: Option<u64>) -> Result<Connected> {
+    if let Some(group) = group
+        && let Some(connected) = pooled(upstream, peer, group).await?
+    {
         return Ok(connected);
     }
     match pingora_timeout::timeout(limit, connect_new(upstream, peer)).await {
@@ -130,14 +135,14 @@ async fn open(upstream: &Upstream, peer: &Peer, limit: Duration, fresh: bool) ->
     }
 }
 
-async fn pooled(upstream: &Upstream, peer: &Peer) -> Result<Option<Connected>> {
+async fn pooled(upstream: &Upstream, peer: &Peer, group: u64) -> Result<Option<Connected>> {
     let connectors = &upstream.connectors;
     if let Some(connector) = &connectors.http2
         && let Ok(Some(session)) = connector.reused_http_session(peer).await
     {
         return Ok(Some(Connected::Http2(Box::new(session), true)));
     }
-    Ok(upstream.pool.take(peer.reuse_hash()).map(|connection| Connected::Stream(connection, true)))
+    Ok(upstream.pool.take(peer.reuse_hash(), group).map(|connection| Connected::Stream(connection, true)))
 }
 
 async fn connect_new(upstream: &Upstream, peer: &Peer) -> pingora_core::Result<Connected> {

@@ -13,7 +13,7 @@ use std::time::Instant;
 pub(super) fn release(mut wire: ByteStream) {
     let reusable = wire.request_written() && wire.message_done && !wire.excess && wire.codec.keepalive();
     if let Some(connection) = wire.connection.take_if(|_| reusable) {
-        wire.upstream.pool.put(wire.peer.reuse_hash(), connection);
+        wire.upstream.pool.put(wire.peer.reuse_hash(), wire.group, connection);
     }
 }
 
@@ -32,6 +32,7 @@ pub(crate) fn status_class(status: u16) -> &'static str {
 pub(crate) fn outcome_of(error: &Error) -> &'static str {
     match error.kind() {
         ErrorKind::Connect | ErrorKind::NoLivePeer => "connect_error",
+        ErrorKind::Unavailable => status_class(503),
         ErrorKind::InvalidHeader | ErrorKind::InvalidBody => "invalid_header",
         ErrorKind::ConnectTimeout | ErrorKind::SendTimeout | ErrorKind::ReadTimeout => "timeout",
         ErrorKind::Send | ErrorKind::Closed | ErrorKind::Truncated => "reset",

@@ -104,6 +104,8 @@ impl Wire for ByteStream {
                 Parsed::Consumed(length) => {
                     self.consume(*length)?;
                     self.header_consumed += length;
+                    // It may be what the request has waited for.
+                    return Poll::Ready(Ok(parsed));
                 }
                 Parsed::Skipped(length) => self.consume(*length)?,
                 Parsed::Interim(_, length) => {

@@ -26,6 +26,8 @@ const IO_SLICES: usize = 8;
 /// A request as its protocol says it. It is made before there is a connection: one that cannot be said troubles no peer.
 pub(super) struct Created {
     codec: Box<dyn Codec>,
+    /// [`Protocol::connection_group`](crate::protocol::Protocol::connection_group).
+    group: u64,
     head: BytesMut,
     /// The answer to HEAD has no body, whatever its header says of it.
     is_head: bool,
@@ -44,12 +46,13 @@ impl Created {
         header: &RequestHeader,
         length: BodyLength,
     ) -> Result<Self> {
-        let mut codec = session.route().protocol.codec();
+        let protocol = &session.route().protocol;
+        let (mut codec, group) = (protocol.codec(), protocol.connection_group());
         let mut head = BytesMut::with_capacity(1024);
         let keepalive = upstream.conf.keepalive.connections > 0;
         codec.create_request(&Request::new(header, length, session).keepalive(keepalive), &mut head)?;
         let upgrades = header.headers.contains_key(UPGRADE);
-        Ok(Created { codec, head, is_head: header.method == Method::HEAD, upgrades })
+        Ok(Created { codec, group, head, is_head: header.method == Method::HEAD, upgrades })
     }
 }
 
@@ -58,6 +61,7 @@ pub(crate) struct ByteStream {
     /// Taken when it goes back to the pool, or becomes a tunnel.
     pub(super) connection: Option<Connection>,
     pub(super) codec: Box<dyn Codec>,
+    pub(super) group: u64,
     pub(super) is_head: bool,
     pub(super) upgrades: bool,
     pub(super) upstream: Arc<Upstream>,
@@ -87,6 +91,8 @@ pub(crate) struct ByteStream {
 }
 
 enum Sending {
+    /// What a new connection has to be told; this is the request, which waits for the answer to it.
+    Greeting(Bytes),
     /// The body, or the header in front of it.
     Body,
     /// Everything is framed, what is left is in `out`.
@@ -113,15 +119,20 @@ impl ByteStream {
         peer: &Peer,
         limits: Limits,
     ) -> Self {
-        let Created { mut codec, head, is_head, upgrades } = created;
+        let Created { mut codec, group, head, is_head, upgrades } = created;
         let mut first = BytesMut::new();
         if !reused {
             codec.new_connection(&mut first);
         }
+        let (sending, head) = match codec.is_greeted() {
+            true => (Sending::Body, head),
+            false => (Sending::Greeting(head.freeze()), BytesMut::new()),
+        };
         let out = [first, head].into_iter().filter(|piece| !piece.is_empty()).map(BytesMut::freeze);
         ByteStream {
             connection: Some(connection),
             codec,
+            group,
             is_head,
             upgrades,
             upstream: upstream.clone(),
@@ -129,7 +140,7 @@ impl ByteStream {
             reused,
             out: out.collect(),
             framed: Vec::new(),
-            sending: Sending::Body,
+            sending,
             sent: false,
             send_timer: Timer::new(limits.send),
             read_timer: Timer::new(limits.read),
@@ -154,9 +165,13 @@ impl ByteStream {
         matches!(self.sending, Sending::Written)
     }
 
-    /// Nothing more will be written: from now on it is the upstream's turn.
+    /// Nothing more will be written, or not before the upstream has answered: it is the upstream's turn.
     pub(super) fn upstreams_turn(&self) -> bool {
-        matches!(self.sending, Sending::Written | Sending::Failed(_))
+        match self.sending {
+            Sending::Written | Sending::Failed(_) => true,
+            Sending::Greeting(_) => self.out.is_empty(),
+            Sending::Body | Sending::Rest => false,
+        }
     }
 
     pub(super) fn take_send_error(&mut self) -> Option<Error> {
@@ -170,7 +185,7 @@ impl ByteStream {
         loop {
             match self.sending {
                 Sending::Written | Sending::Failed(_) => return Poll::Ready(Ok(())),
-                Sending::Body | Sending::Rest => {}
+                Sending::Greeting(_) | Sending::Body | Sending::Rest => {}
             }
             match ready!(self.poll_write_out(cx)) {
                 Ok(()) => {}
@@ -183,9 +198,19 @@ impl ByteStream {
                     continue;
                 }
             }
-            if matches!(self.sending, Sending::Rest) {
-                self.sending = Sending::Written;
-                continue;
+            match &mut self.sending {
+                // Whoever reads the answer to it comes back here.
+                Sending::Greeting(_) if !self.codec.is_greeted() => return Poll::Pending,
+                Sending::Greeting(head) => {
+                    self.out.push_back(std::mem::take(head));
+                    self.sending = Sending::Body;
+                    continue;
+                }
+                Sending::Rest => {
+                    self.sending = Sending::Written;
+                    continue;
+                }
+                Sending::Body | Sending::Written | Sending::Failed(_) => {}
             }
             let chunk = match ready!(body.poll_next(cx)) {
                 Ok(chunk) => chunk,
@@ -218,7 +243,7 @@ impl ByteStream {
             match Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.send_error("the connection takes no more"))),
                 Poll::Ready(Ok(written)) => {
-                    self.sent = true;
+                    self.sent |= !matches!(self.sending, Sending::Greeting(_));
                     self.send_timer.restart();
                     advance(&mut self.out, written);
                 }

@@ -28,8 +28,10 @@ struct Inner {
 }
 
 struct Idle {
-    /// What makes two connections interchangeable.
+    /// The peer that it leads to.
     key: u64,
+    /// What it was told: only connections of one group are interchangeable.
+    group: u64,
     connection: Connection,
     since: Instant,
 }
@@ -66,11 +68,11 @@ impl Pool {
     }
 
     /// A connection that is open and silent. The one used last is the likeliest to be.
-    pub(crate) fn take(&self, key: u64) -> Option<Connection> {
+    pub(crate) fn take(&self, key: u64, group: u64) -> Option<Connection> {
         loop {
             let mut taken = {
                 let idle = &mut self.inner.lock().idle;
-                let index = idle.iter().rposition(|idle| idle.key == key)?;
+                let index = idle.iter().rposition(|idle| idle.key == key && idle.group == group)?;
                 let taken = idle.remove(index)?;
                 self.gauge.set(idle.len() as i64);
                 taken
@@ -84,7 +86,7 @@ impl Pool {
 
     /// Keep a connection that has served once more, and may again. If that is one too many, the one unused for the longest
     /// time is closed.
-    pub(crate) fn put(&self, key: u64, mut connection: Connection) {
+    pub(crate) fn put(&self, key: u64, group: u64, mut connection: Connection) {
         let now = Instant::now();
         connection.usage.requests = connection.usage.requests.saturating_add(1);
         let closed = {
@@ -93,7 +95,7 @@ impl Pool {
                 drop(inner);
                 return;
             }
-            inner.idle.push_back(Idle { key, connection, since: now });
+            inner.idle.push_back(Idle { key, group, connection, since: now });
             let one_too_many = inner.idle.len() > inner.limits.connections as usize;
             let closed = if one_too_many { inner.idle.pop_front() } else { None };
             self.gauge.set(inner.idle.len() as i64);
@@ -185,32 +187,33 @@ mod tests {
     async fn a_connection_serves_its_own_key_only() {
         let pool = pool(LIMITS);
         let (_far, near) = connection();
-        pool.put(1, near);
-        assert!(pool.take(2).is_none());
-        assert!(pool.take(1).is_some());
-        assert!(pool.take(1).is_none());
+        pool.put(1, 0, near);
+        assert!(pool.take(2, 0).is_none());
+        assert!(pool.take(1, 1).is_none());
+        assert!(pool.take(1, 0).is_some());
+        assert!(pool.take(1, 0).is_none());
     }
 
     #[tokio::test]
     async fn a_closed_connection_and_one_that_speaks_unasked_are_not_used() {
         let pool = pool(LIMITS);
         let (far, near) = connection();
-        pool.put(1, near);
+        pool.put(1, 0, near);
         drop(far);
-        assert!(pool.take(1).is_none());
+        assert!(pool.take(1, 0).is_none());
         let (mut far, near) = connection();
-        pool.put(1, near);
+        pool.put(1, 0, near);
         far.write_all(b"?").await.unwrap();
-        assert!(pool.take(1).is_none());
+        assert!(pool.take(1, 0).is_none());
     }
 
     #[tokio::test]
     async fn one_too_many_closes_the_oldest() {
         let pool = pool(Keepalive { connections: 1, ..LIMITS });
         let (mut first, near) = connection();
-        pool.put(1, near);
+        pool.put(1, 0, near);
         let (_second, near) = connection();
-        pool.put(1, near);
+        pool.put(1, 0, near);
         assert!(is_closed(&mut first).await);
         assert_eq!(pool.gauge.get(), 1);
     }
@@ -219,9 +222,9 @@ mod tests {
     async fn what_is_idle_for_too_long_or_closed_is_swept_out() {
         let pool = pool(LIMITS);
         let (far, near) = connection();
-        pool.put(1, near);
+        pool.put(1, 0, near);
         let (_open, near) = connection();
-        pool.put(1, near);
+        pool.put(1, 0, near);
         drop(far);
         pool.sweep();
         assert_eq!(pool.gauge.get(), 1);
@@ -234,7 +237,7 @@ mod tests {
     async fn no_pool_keeps_nothing() {
         let pool = pool(Keepalive { connections: 0, ..LIMITS });
         let (mut far, near) = connection();
-        pool.put(1, near);
+        pool.put(1, 0, near);
         assert!(is_closed(&mut far).await);
     }
 
@@ -242,8 +245,8 @@ mod tests {
     async fn a_connection_is_closed_after_its_last_request() {
         let pool = pool(Keepalive { requests: 2, ..LIMITS });
         let (mut far, near) = connection();
-        pool.put(1, near);
-        pool.put(1, pool.take(1).unwrap());
+        pool.put(1, 0, near);
+        pool.put(1, 0, pool.take(1, 0).unwrap());
         assert!(is_closed(&mut far).await);
     }
 
@@ -251,10 +254,10 @@ mod tests {
     async fn a_connection_is_not_used_for_longer_than_its_time() {
         let pool = pool(LIMITS);
         let (mut waits, near) = connection();
-        pool.put(1, near);
+        pool.put(1, 0, near);
         pool.configure(Keepalive { time: Duration::ZERO, ..LIMITS });
         let (mut comes_back, near) = connection();
-        pool.put(1, near);
+        pool.put(1, 0, near);
         assert!(is_closed(&mut comes_back).await);
         pool.sweep();
         assert!(is_closed(&mut waits).await);
@@ -264,16 +267,16 @@ mod tests {
     async fn the_connections_of_a_closed_peer_go_and_do_not_come_back() {
         let pool = pool(LIMITS);
         let ((mut idle, near), (mut busy, late), (_other, stays)) = (connection(), connection(), connection());
-        pool.put(1, near);
-        pool.put(2, stays);
+        pool.put(1, 0, near);
+        pool.put(2, 0, stays);
         pool.close(HashSet::from([1]));
         assert!(is_closed(&mut idle).await);
-        pool.put(1, late);
+        pool.put(1, 0, late);
         assert!(is_closed(&mut busy).await);
-        assert!(pool.take(2).is_some());
+        assert!(pool.take(2, 0).is_some());
         pool.close(HashSet::new());
         let (_again, near) = connection();
-        pool.put(1, near);
-        assert!(pool.take(1).is_some());
+        pool.put(1, 0, near);
+        assert!(pool.take(1, 0).is_some());
     }
 }

@@ -9,6 +9,7 @@
 //! ```text
 //! create_request ─► the request as bytes          an error is the client's: no peer is asked, none is blamed
 //! new_connection ─► what goes in front of it      only on a connection that is not from the pool
+//! is_greeted     ─► may the request follow?       not before the answer to that, if it depends on it
 //! request_body   ─► the framed body               as it comes; once with `last`
 //!        ┌────────────────────────────────────────────────────────────────────────────────────────────┐
 //!        │ from here on both directions are independent: an answer may be complete before its request │
@@ -55,15 +56,23 @@
 
 #[cfg(any(feature = "fastcgi", feature = "scgi", feature = "uwsgi"))]
 pub(crate) mod cgi;
+#[cfg(any(feature = "scgi", feature = "uwsgi"))]
+mod cgi_stream;
 #[cfg(feature = "fastcgi")]
 pub mod fastcgi;
 pub mod http1;
 #[cfg(feature = "memcached")]
 pub mod memcached;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod registry;
 mod request;
+#[cfg(feature = "scgi")]
+pub mod scgi;
 #[cfg(test)]
 pub(crate) mod split_check;
+#[cfg(feature = "uwsgi")]
+pub mod uwsgi;
 
 pub(crate) use registry::Protocols;
 pub use registry::Scope;
@@ -84,6 +93,12 @@ pub trait Protocol: Send + Sync + 'static {
     fn needs_body_length(&self) -> bool {
         false
     }
+
+    /// What [`Codec::new_connection`] tells a connection stays with it: an idle one is only used by routes of its upstream
+    /// with the same number here. By default all of them are interchangeable.
+    fn connection_group(&self) -> u64 {
+        0
+    }
 }
 
 /// The protocol's state for one attempt. The [module](self) has the order of the calls.
@@ -98,6 +113,12 @@ pub trait Codec: Send {
     /// Append to `out` what a new connection has to be told before its first request: credentials, say. Called at most
     /// once, after `create_request`; what the upstream answers to it comes to `process_header` first.
     fn new_connection(&mut self, _out: &mut BytesMut) {}
+
+    /// Has the upstream answered to [`new_connection`](Self::new_connection), so that the request may follow? Asked until
+    /// it is so, after each [`Parsed::Consumed`]. By default the request follows at once.
+    fn is_greeted(&self) -> bool {
+        true
+    }
 
     /// Frame one chunk of the request body, to be written in order. `last` ends the body, perhaps with an empty chunk.
     /// Called at least once. By default a body is not sent.
@@ -179,5 +200,11 @@ fn register(protocols: Protocols) -> Protocols {
         .with("fastcgi", |conf, scope| fastcgi::FastCgi::new(conf, &format!("{}/{}", scope.service, scope.route)));
     #[cfg(feature = "memcached")]
     let protocols = protocols.with("memcached", |conf, _| Ok(memcached::Memcached::new(conf)));
+    #[cfg(feature = "redis")]
+    let protocols = protocols.with("redis", |conf, scope| redis::Redis::new(conf, scope.upstream));
+    #[cfg(feature = "scgi")]
+    let protocols = protocols.with("scgi", |conf, _| Ok(scgi::Scgi::new(conf)));
+    #[cfg(feature = "uwsgi")]
+    let protocols = protocols.with("uwsgi", |conf, _| Ok(uwsgi::Uwsgi::new(conf)));
     protocols
 }

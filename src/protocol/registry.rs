@@ -134,7 +134,8 @@ mod tests {
     fn an_unknown_protocol_is_told_where_it_stands() {
         let known = errors("htpt", "");
         assert!(known.starts_with("x.yaml:2:"), "{known}");
-        assert!(known.contains("upstreams.app.protocol: found the unknown protocol htpt, expected one of http, "));
+        assert!(known.contains("upstreams.app.protocol: found the unknown protocol htpt, expected one of "), "{known}");
+        assert!(known.contains(" http, "), "{known}");
         assert!(known.ends_with(", did you mean http?"), "{known}");
     }
 

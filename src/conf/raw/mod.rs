@@ -11,7 +11,7 @@ mod upstream;
 
 pub use health_check::{HealthCheck, HealthMatch};
 pub use route::{Buffering, Buffers, Client, Match, NextUpstream, Route, Timeouts};
-pub use upstream::{Http2, Keepalive, ProtocolName, Server, ServerOptions, Upstream, UpstreamTls};
+pub use upstream::{Database, Http2, Keepalive, ProtocolName, Server, ServerOptions, Upstream, UpstreamTls};
 
 use super::units::{Size, Time};
 use pingora_core::server::configuration::ServerConf;

@@ -2,7 +2,7 @@
 
 use super::{HealthCheck, seconds};
 use crate::conf::units::{Size, Time};
-use crate::conf::{Balance, HTTP, HttpVersion};
+use crate::conf::{Balance, HTTP, HttpVersion, Secret};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -30,9 +30,27 @@ pub struct Upstream {
     /// TLS to the servers. Default: absent, plain text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<UpstreamTls>,
+    /// Who we are to servers that ask for it, databases. Default: absent.
+    pub user: Option<String>,
+    /// Our password there; no message shows it. Default: absent.
+    pub password: Option<Secret>,
+    /// A file with the password instead; a line's end behind it is no part of it. Default: absent.
+    pub password_file: Option<String>,
+    /// The database that is used there, a name or a number. Default: absent, the servers' own.
+    pub database: Option<Database>,
     /// Asking the servers now and then how they are. Default: absent, requests alone find out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+}
+
+/// A database, by its name or its number.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Database {
+    /// Redis has numbers.
+    Number(u32),
+    /// Others have names.
+    Name(String),
 }
 
 /// The name of a protocol.

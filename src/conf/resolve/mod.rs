@@ -3,6 +3,7 @@
 mod error_pages;
 mod files;
 mod health_check;
+mod login;
 mod names;
 mod protocol;
 mod route;

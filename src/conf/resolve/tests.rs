@@ -425,3 +425,60 @@ fn settings_of_what_the_upstream_does_not_speak_are_an_error() {
     let expected = "services[0].routes[0].scgi: found settings of scgi, expected an upstream that speaks it";
     assert_eq!(conf(without).unwrap_err(), [expected]);
 }
+
+/// An upstream of Redis with these settings too.
+fn redis(settings: Value) -> Value {
+    let mut upstream = json!({ "servers": ["127.0.0.1:1"], "protocol": "redis" });
+    upstream.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+    upstream
+}
+
+#[test]
+fn a_password_comes_from_the_file_the_environment_or_a_file_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "hunter2\n").unwrap();
+    let login = |settings: Value| with_upstream(redis(settings)).unwrap().login;
+    let expected = |user: Option<&str>| Login { user: user.map(Into::into), password: Some(Secret::new("hunter2")) };
+    assert_eq!(login(json!({ "user": "joe", "password": "hunter2" })), expected(Some("joe")));
+    assert_eq!(login(json!({ "password_file": file })), expected(None));
+    assert_eq!(login(json!({})), Login::default());
+    let database = |database: Value| with_upstream(redis(json!({ "database": database }))).unwrap().database;
+    assert_eq!((database(json!(3)).as_deref(), database(json!("3")).as_deref()), (Some("3"), Some("3")));
+}
+
+#[test]
+fn what_makes_no_sense_of_a_login_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("empty");
+    std::fs::write(&empty, "\n").unwrap();
+    let error = |settings: Value| upstream_error(redis(settings));
+    assert_eq!(error(json!({ "user": "joe" })), "password: found nothing, expected the password of `user`");
+    assert_eq!(error(json!({ "password": "" })), "password: found nothing, expected a password");
+    let both = error(json!({ "password": "hunter2", "password_file": empty }));
+    assert_eq!(both, "password_file: found a second password, expected either `password` or `password_file`");
+    assert!(error(json!({ "password_file": empty })).contains("this one is empty"));
+    assert!(error(json!({ "password_file": "/absent" })).contains("a readable file"));
+    let expected = "database: found \"mine\", expected a number, Redis has no names for databases";
+    assert_eq!(error(json!({ "database": "mine" })), expected);
+    for key in ["user", "password", "password_file", "database"] {
+        let errors = with_upstream(json!({ "servers": ["127.0.0.1:1"], key: "x" })).unwrap_err();
+        assert!(errors.iter().any(|error| error.ends_with("expected none with the protocol http")), "{errors:?}");
+    }
+}
+
+#[test]
+fn a_password_is_not_shown() {
+    let upstream = with_upstream(redis(json!({ "user": "joe", "password": "hunter2" }))).unwrap();
+    assert!(!format!("{upstream:?}").contains("hunter2"));
+    assert_eq!(
+        upstream_error(redis(json!({ "password": 1234 }))),
+        "password: found what is not shown, expected a string"
+    );
+    let text = "\
+upstreams: { app: { protocol: redis, servers: [ 127.0.0.1:1 ], password: \"1${MILLPOND_TEST_UNSET}\" } }
+services: [ { name: web, listen: [ 127.0.0.1:0 ], routes: [ { upstream: app, redis: { key: k } } ] } ]
+";
+    let errors = Conf::parse(text, "").unwrap_err().to_string();
+    assert!(errors.contains("password: found what is not shown, expected the environment to have"), "{errors}");
+}

@@ -32,6 +32,8 @@ impl Resolver {
             http_version: self.http_version(raw, &path),
             http2: self.http2(&raw.http2, &key_path(&path, "http2")),
             tls: raw.tls.as_ref().map(|tls| self.upstream_tls(tls, &servers, &tls_path)),
+            login: self.login(raw, &path),
+            database: self.database(raw, &path),
             health_check: raw.health_check.as_ref().map(|check| self.health_check(check, &raw.protocol.0, &path)),
             resolver: self.names.resolver.clone(),
             servers,
