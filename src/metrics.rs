@@ -3,7 +3,7 @@
 
 use crate::pipe::{Limits, PipeStats};
 use crate::session::{Attempt, Session};
-use once_cell::sync::Lazy;
+use once_cell::sync::{Lazy, OnceCell};
 use parking_lot::RwLock;
 use prometheus::{
     Counter, CounterVec, Encoder, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -224,7 +224,8 @@ pub(crate) struct UpstreamMetrics {
     active: IntGauge,
     idle: IntGauge,
     peers: Vec<Arc<str>>,
-    peers_up: Vec<IntGauge>,
+    /// Made when the upstream is in use: a configuration that is refused in the end must not show peers that are down.
+    peers_up: OnceCell<Vec<IntGauge>>,
 }
 
 impl UpstreamMetrics {
@@ -238,7 +239,7 @@ impl UpstreamMetrics {
             response: METRICS.upstream_response_seconds.with_label_values(&[name]),
             active: METRICS.upstream_connections.with_label_values(&[name, "active"]),
             idle: METRICS.upstream_connections.with_label_values(&[name, "idle"]),
-            peers_up: peers.iter().map(|peer| METRICS.upstream_peer_up.with_label_values(&[name, peer])).collect(),
+            peers_up: OnceCell::new(),
             peers,
             name: name.to_owned(),
         }
@@ -259,9 +260,11 @@ impl UpstreamMetrics {
         self.active.add(change);
     }
 
-    /// May a peer of the group be chosen?
+    /// May a peer of the group be chosen? Only for an upstream that is, or was, in use.
     pub(crate) fn peer_up(&self, member: usize, up: bool) {
-        if let Some(gauge) = self.peers_up.get(member) {
+        let gauge = |peer: &Arc<str>| METRICS.upstream_peer_up.with_label_values(&[&*self.name, peer]);
+        let gauges = self.peers_up.get_or_init(|| self.peers.iter().map(gauge).collect());
+        if let Some(gauge) = gauges.get(member) {
             gauge.set(i64::from(up));
         }
     }

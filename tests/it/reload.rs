@@ -64,6 +64,23 @@ async fn a_good_file_is_used_from_the_next_request_on_and_a_broken_one_is_explai
     assert_eq!(proxy.metric("config_reloads_total", &[("result", "failure")]).await, Some(1.0));
 }
 
+/// Filters are made when upstreams are, after the rest of the file was found to be good.
+#[tokio::test]
+async fn a_refused_file_shows_no_peers_of_its_own() {
+    let origin = echo().await;
+    let proxy = Proxy::to(&origin).start().await;
+    let new = Ports::free().http.to_string();
+    rewrite(&proxy, |conf| {
+        conf["upstreams"]["new"] = json!({ "servers": [new] });
+        conf["services"][0]["routes"][0]["filters"] = json!([{ "no_such_filter": {} }]);
+    });
+    assert!(refused(&proxy).await.contains("no_such_filter"));
+    assert_eq!(proxy.metric("upstream_peer_up", &[("upstream", "new")]).await, None);
+    rewrite(&proxy, |conf| conf["services"][0]["routes"][0]["filters"] = json!([]));
+    reloaded(&proxy).await;
+    assert_eq!(proxy.metric("upstream_peer_up", &[("upstream", "new"), ("peer", &new)]).await, Some(1.0));
+}
+
 #[tokio::test]
 async fn a_changed_listener_is_refused_with_the_way_to_change_it() {
     let origin = echo().await;
