@@ -40,11 +40,11 @@ async fn follow_name(upstream: &Upstream, dns: &Dns, name: &str, entries: &Entri
     loop {
         match dns.lookup(name).await {
             Ok(answer) => {
-                if failure.take().is_some() {
-                    log::info!("upstream {}: {name} can be looked up again", upstream.name());
-                }
                 for (server, port) in entries {
                     upstream.set_addresses(*server, answer.at(*port));
+                }
+                if failure.take().is_some() {
+                    log::info!("upstream {}: {name} can be looked up again", upstream.name());
                 }
                 retry = answer.valid.min(RETRY);
                 tokio::time::sleep(answer.valid).await;
