@@ -7,6 +7,7 @@ use crate::upgrade::{CONFIRMATION, Sockets};
 use async_trait::async_trait;
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::Service;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -57,7 +58,7 @@ impl Supervisor {
     async fn supervise(&self) {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut hangup = match signal(SignalKind::hangup()) {
+        let hangup = match signal(SignalKind::hangup()) {
             Ok(hangup) => hangup,
             Err(error) => {
                 log::error!("SIGHUP cannot be listened to, the configuration stays as it is: {error}");
@@ -66,13 +67,10 @@ impl Supervisor {
         };
         let mut tended = Tended::default();
         tended.are_now(self.running.upstreams());
+        let mut reloads = pin!(reload_on(hangup, self.running.clone()));
         loop {
             tokio::select! {
-                _ = hangup.recv() => {
-                    let running = self.running.clone();
-                    // What comes of it is in the log.
-                    tokio::task::spawn_blocking(move || running.reload().is_ok());
-                }
+                () = &mut reloads => {}
                 () = self.running.changed.notified() => tended.are_now(self.running.upstreams()),
                 _ = sweep.tick() => self.running.upstreams().iter().for_each(|upstream| {
                     upstream.pool.sweep();
@@ -80,6 +78,16 @@ impl Supervisor {
                 }),
             }
         }
+    }
+}
+
+/// Read the file again at each signal, for ever. Signals that come while it is read are one: name servers that do not answer
+/// make a reading long, and one more sees all that was changed meanwhile.
+async fn reload_on(mut hangup: Signal, running: Arc<Running>) {
+    while hangup.recv().await.is_some() {
+        let running = running.clone();
+        // What comes of it is in the log.
+        let _ = tokio::task::spawn_blocking(move || running.reload().is_ok()).await;
     }
 }
 

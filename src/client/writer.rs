@@ -82,7 +82,8 @@ impl ClientWriter {
         match (&mut self.protocol, &mut *client.downstream_session) {
             (Protocol::Http2 { stream, .. }, ServerSession::H2(session)) => {
                 session.write_response_header(Box::new(header), end).map_err(gone)?;
-                *stream = session.take_response_body_writer();
+                // Pingora gives the stream also when the header has ended it; whatever is sent on it then is an error.
+                *stream = session.take_response_body_writer().filter(|_| !end);
             }
             (_, session) => {
                 self.unflushed = true;

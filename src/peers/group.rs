@@ -36,10 +36,10 @@ impl Group {
                 let peer = connectors.peer(address, &server.name);
                 let mut member = Member::new(peer, index, server, alone);
                 let same = |known: &&Arc<Member>| known.peer.is_same(&member.peer);
-                match known.iter().position(same).map(|place| known.swap_remove(place)) {
-                    Some(known) => member.continues(known),
-                    None if before.is_some() => member.joins(),
-                    None => {}
+                match (known.iter().position(same).map(|place| known.swap_remove(place)), before) {
+                    (Some(known), _) => member.continues(known),
+                    (None, Some(before)) => member.joins(&before.members),
+                    (None, None) => {}
                 }
                 members.push(Arc::new(member));
             }

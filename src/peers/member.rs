@@ -6,7 +6,7 @@ use crate::conf;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::time::Instant;
 
 /// What the operator wants of a peer.
@@ -42,14 +42,20 @@ pub(super) struct Record {
     /// Attempts that hold a connection to it.
     active: AtomicU32,
     state: AtomicU8,
+    /// The operator has named the server, not this address of it: whatever addresses it will have are meant too.
+    of_server: AtomicBool,
     standing: Mutex<Standing>,
 }
 
 impl Member {
     pub(super) fn new(peer: Peer, server: usize, conf: &conf::Server, alone: bool) -> Self {
         let state = if conf.down { State::Down } else { State::Up };
-        let record =
-            Record { active: AtomicU32::new(0), state: AtomicU8::new(state as u8), standing: Mutex::default() };
+        let record = Record {
+            active: AtomicU32::new(0),
+            state: AtomicU8::new(state as u8),
+            of_server: AtomicBool::new(false),
+            standing: Mutex::default(),
+        };
         let rules = Rules {
             weight: i64::from(conf.weight),
             // A peer without company is never rested: there is nothing better to try.
@@ -78,13 +84,21 @@ impl Member {
     /// Its group is in use from now on.
     pub(super) fn begin(&self) {
         if let Some(state) = self.state_at_start {
-            self.set_state(state);
+            self.set_state(state, false);
         }
     }
 
-    /// It joins a group that serves already.
-    pub(super) fn joins(&self) {
+    /// It joins a group that serves already, `before`: what the operator wants of its server is wanted of it too.
+    pub(super) fn joins(&self, before: &[Arc<Member>]) {
         self.standing().serves_again();
+        let same_server = |other: &&Arc<Member>| other.peer.name() == self.peer.name() && other.down == self.down;
+        if let Some(state) = before.iter().filter(same_server).find_map(|other| other.state_of_server()) {
+            self.set_state(state, true);
+        }
+    }
+
+    fn state_of_server(&self) -> Option<State> {
+        self.record.of_server.load(Relaxed).then(|| self.state())
     }
 
     pub(super) fn standing(&self) -> MutexGuard<'_, Standing> {
@@ -117,8 +131,9 @@ impl Member {
         }
     }
 
-    /// `true` if it was another one.
-    pub(super) fn set_state(&self, state: State) -> bool {
+    /// `of_server`: it is wanted of all addresses of its server. `true` if it was another one.
+    pub(super) fn set_state(&self, state: State, of_server: bool) -> bool {
+        self.record.of_server.store(of_server, Relaxed);
         let before = self.record.state.swap(state as u8, Relaxed);
         if before != State::Up as u8 && state == State::Up {
             self.standing().serves_again();

@@ -178,16 +178,21 @@ impl Upstream {
         self.pool.close(&known - &keys(&group, true));
     }
 
-    /// The operator wants this of the peers with that address or name, or of all of them. Says how many these are.
+    /// The operator wants this of the peers with that address or name, or of all of them. Says how many these are. What is
+    /// wanted of a name is also wanted of addresses that it gets later.
     pub(crate) fn set_state(&self, peer: Option<&str>, state: State) -> usize {
+        // No other group is made meanwhile, whose new peers would miss it.
+        let addresses = self.addresses.lock();
         let group = self.group.load();
         let mut found = 0;
         for member in group.named(peer) {
             found += 1;
-            if member.set_state(state) {
+            let of_server = peer.is_none_or(|peer| peer == &**member.peer.name());
+            if member.set_state(state, of_server) {
                 log::info!("upstream {}: peer {} is set to {state:?}", self.name(), member.peer);
             }
         }
+        drop(addresses);
         if found > 0 {
             self.close_unused(&group);
             self.show_peers();

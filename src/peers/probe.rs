@@ -12,10 +12,13 @@ use pingora_core::protocols::{ALPN, Stream};
 use pingora_core::upstreams::peer::Peer as _;
 use pingora_core::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
+use std::borrow::Cow;
 use tokio::time::{Instant, timeout_at};
 
 /// How much of a response is read.
 const BODY_MAX: usize = 64 << 10;
+/// How much of each part of an error is logged, in characters.
+const REASON_MAX: usize = 200;
 const AGENT: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"), " (health check)");
 
 /// Check the peer within `conf.timeout`. What was found, for the log.
@@ -181,7 +184,8 @@ impl HttpProbe {
     }
 }
 
-/// What Pingora's error says, without the addresses that its layers repeat: the log line has them.
+/// What Pingora's error says, without the addresses that its layers repeat: the log line has them. Nor is the whole header
+/// of a peer that speaks something else for the log.
 fn reason(error: &Error) -> String {
     let mut parts = vec![error.root_etype().as_str().to_owned()];
     let mut layer = Some(error);
@@ -194,5 +198,28 @@ fn reason(error: &Error) -> String {
         parts.push(root.to_string());
     }
     parts.retain(|part| !part.starts_with("Fail to connect to") && !part.starts_with("local address"));
-    parts.join(": ").replace('\n', " ")
+    parts.iter().map(|part| shortened(part)).collect::<Vec<_>>().join(": ").replace('\n', " ")
+}
+
+fn shortened(part: &str) -> Cow<'_, str> {
+    match part.char_indices().nth(REASON_MAX) {
+        Some((end, _)) => format!("{}...", &part[..end]).into(),
+        None => part.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_fits_into_a_log_line() {
+        let header = "buf: ".to_owned() + &"\u{e9}".repeat(100_000);
+        let cause = std::io::Error::other("too many headers");
+        let error = Error::because(ErrorType::InvalidHTTPHeader, header, cause);
+        let reason = reason(&error);
+        assert!(reason.starts_with("InvalidHTTPHeader: buf: \u{e9}\u{e9}"), "{reason}");
+        assert!(reason.ends_with("...: too many headers"), "{reason}");
+        assert!(reason.chars().count() < 300, "{reason}");
+    }
 }

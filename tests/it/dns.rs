@@ -201,3 +201,49 @@ async fn a_name_that_cannot_be_looked_up_is_an_error_of_the_file() {
     let dns = NameServer::start(at(&[1])).await;
     assert_eq!(test(&dns, "10s", json!(["app.test:80"])).await, "");
 }
+
+#[tokio::test]
+async fn what_is_wanted_of_a_name_is_wanted_of_its_later_addresses() {
+    let (origins, port) = origins(4).await;
+    let dns = NameServer::start(at(&[1, 2])).await;
+    let proxy = named(&dns, port).start().await;
+    let set = async |peer: &str, state: &str| {
+        let (path, body) = (format!("/upstreams/app/peers/{peer}"), json!({ "state": state }).to_string());
+        let mut admin = Client::connect(proxy.ports.admin).await;
+        assert_eq!(admin.post("POST", &path, body.as_bytes()).await.status, 200);
+    };
+    let state = async |last| proxy.peer_status(&address(last, port)).await.unwrap()["state"].clone();
+    set(&format!("app.test:{port}"), "drain").await;
+    dns.says(at(&[2, 3]));
+    proxy.wait_log(&["is now at", &address(2, port), &address(3, port)]).await;
+    assert_eq!(state(3).await, "drain");
+    assert_eq!(proxy.connect().await.get("/").await.status, 502);
+    assert_eq!(origins[2].connections(), 0);
+
+    // Of one address it is wanted of that one alone.
+    set(&format!("app.test:{port}"), "up").await;
+    set(&address(2, port), "down").await;
+    set(&address(3, port), "down").await;
+    dns.says(at(&[3, 4]));
+    proxy.wait_log(&["is now at", &address(3, port), &address(4, port)]).await;
+    assert_eq!((state(3).await, state(4).await), (json!("down"), json!("up")));
+    assert_eq!(proxy.connect().await.get("/").await.text(), "4");
+}
+
+#[tokio::test]
+async fn signals_during_a_long_reload_are_one() {
+    let (_origins, port) = origins(1).await;
+    let dns = NameServer::start(at(&[1])).await;
+    let resolver = json!({ "resolver": { "timeout": "1s", "valid": "1h" } });
+    let proxy = named(&dns, port).top(resolver).start().await;
+    let reloads = async |result| proxy.metric("config_reloads_total", &[("result", result)]).await.unwrap_or_default();
+    dns.says(Says::Silence);
+    (0..20).for_each(|_| proxy.signal("HUP"));
+    eventually("two reloads have failed", async || (reloads("failure").await >= 2.0).then_some(())).await;
+    dns.says(at(&[1]));
+    let answer = Client::connect(proxy.ports.admin).await.post("POST", "/reload", b"").await;
+    assert_eq!(answer.status, 200);
+    // One of the signals may have come between the first two reloads.
+    let count = reloads("failure").await + reloads("success").await;
+    assert!(count <= 4.0, "{count} reloads of 20 signals and a POST");
+}

@@ -192,6 +192,9 @@ async fn http2_answers_have_no_connection_headers_and_survive_head_204_304() {
     let answer = finish(within("an answer", answer).await.unwrap()).await;
     assert_eq!((answer.headers["content-length"].to_str().unwrap(), answer.body.len()), ("9", 0));
     assert!(answer.broken.is_none());
+    let logged = proxy.access_log(4).await;
+    let statuses: Vec<_> = logged.iter().map(|line| line.field("status")).collect();
+    assert_eq!(statuses, ["200", "204", "304", "200"], "nobody left before the end");
 }
 
 #[tokio::test]
