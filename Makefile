@@ -11,7 +11,7 @@ SHELL := /bin/bash
 
 BUILD_PACKAGES := cmake pkg-config libssl-dev
 TEST_PACKAGES := apache2 nginx-light tomcat10 memcached redis-server php8.2-fpm uwsgi-core uwsgi-plugin-python3
-BENCH_PACKAGES := nginx-light wrk
+BENCH_PACKAGES := nginx-light wrk memcached php8.2-fpm
 
 # Installs those of the packages $(1) that are not there.
 define install

@@ -7,23 +7,28 @@ use std::process::Command;
 use std::time::Duration;
 
 const MIB: f64 = 1024.0 * 1024.0;
-const SMALL_CONNECTIONS: usize = 32;
-const LARGE_CONNECTIONS: usize = 4;
+pub const SMALL_CONNECTIONS: usize = 32;
+pub const LARGE_CONNECTIONS: usize = 4;
 
 /// CPU per request and requests per second, for each small body.
 pub fn small_bodies(proxies: &[Proxy], effort: &Effort) -> Result<String> {
     let mut rows = Vec::new();
     for (size, path) in [("0 B", "/0"), ("1 KiB", "/1k"), ("100 KiB", "/100k")] {
-        let rounds = interleaved(proxies, effort, path, SMALL_CONNECTIONS)?;
-        rows.push(row(format!("{size}: CPU µs per request"), &rounds, 1, |round| {
-            round.cpu.as_secs_f64() * 1e6 / round.requests as f64
-        }));
-        rows.push(row(format!("{size}: requests/s"), &rounds, 0, |round| {
-            round.requests as f64 / round.time.as_secs_f64()
-        }));
+        rows.extend(self::rows(size, proxies, effort, path, SMALL_CONNECTIONS)?);
     }
     let title = format!("Small bodies, {SMALL_CONNECTIONS} connections");
     Ok(table(&title, &names(proxies), &rows))
+}
+
+/// CPU per request and requests per second of one path.
+pub fn rows(label: &str, proxies: &[Proxy], effort: &Effort, path: &str, connections: usize) -> Result<[Row; 2]> {
+    let rounds = interleaved(proxies, effort, path, connections)?;
+    let cpu = row(format!("{label}: CPU µs per request"), &rounds, 1, |round| {
+        round.cpu.as_secs_f64() * 1e6 / round.requests as f64
+    });
+    let requests =
+        row(format!("{label}: requests/s"), &rounds, 0, |round| round.requests as f64 / round.time.as_secs_f64());
+    Ok([cpu, requests])
 }
 
 /// Throughput of large bodies, and what it costs.

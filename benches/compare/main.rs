@@ -6,6 +6,7 @@
 //! - [`proxies`]: the contestants and how each is started; [`plain_pingora`]: the minimal Pingora proxy
 //! - [`process`]: a server's CPU time and memory, from `/proc`
 //! - [`load`]: small bodies and large ones, by wrk
+//! - [`protocols`]: memcached and PHP-FPM, by wrk
 //! - [`slow_clients`]: many clients that read slowly
 //! - [`origin`]: what the proxies proxy to
 //! - [`mod@report`] writes Markdown
@@ -16,6 +17,7 @@ mod load;
 mod origin;
 mod plain_pingora;
 mod process;
+mod protocols;
 mod proxies;
 mod report;
 mod slow_clients;
@@ -57,6 +59,8 @@ enum Subject {
     Large,
     /// Clients that read slowly
     Slow,
+    /// memcached and FastCGI
+    Protocols,
 }
 
 /// How much is done.
@@ -92,6 +96,9 @@ fn main() -> Result<()> {
         if wanted(Subject::Large) {
             println!("{}", load::large_bodies(&proxies, &effort)?);
         }
+    }
+    if wanted(Subject::Protocols) {
+        println!("{}", protocols::measure(dir.path(), &effort)?);
     }
     if wanted(Subject::Slow) {
         match slow_clients::pinned(args.quick) {

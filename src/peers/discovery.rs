@@ -43,7 +43,6 @@ async fn follow_name(upstream: &Upstream, dns: &Dns, name: &str, entries: &Entri
                 for (server, port) in entries {
                     upstream.set_addresses(*server, answer.at(*port));
                 }
-                // Whoever reads it may rely on the new addresses.
                 if failure.take().is_some() {
                     log::info!("upstream {}: {name} can be looked up again", upstream.name());
                 }

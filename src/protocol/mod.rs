@@ -58,6 +58,8 @@
 pub(crate) mod cgi;
 #[cfg(any(feature = "scgi", feature = "uwsgi"))]
 mod cgi_stream;
+#[cfg(any(feature = "memcached", feature = "redis"))]
+mod counted;
 #[cfg(feature = "fastcgi")]
 pub mod fastcgi;
 pub mod http1;

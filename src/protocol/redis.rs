@@ -17,6 +17,7 @@
 //! Keys and values go over as counted strings: no byte in them can be a command. A new connection is told user, password
 //! and database first, and no command goes out before that was accepted: it would be carried out in another database.
 
+use super::counted::Counted;
 use super::{BodyLength, Codec, Input, Parsed, Protocol, Request};
 use crate::conf::units::Time;
 use crate::conf::{Login, Upstream};
@@ -120,10 +121,7 @@ impl Protocol for Redis {
             verb: Verb::Get,
             greetings: VecDeque::new(),
             content_type: "",
-            left: 0,
-            trailer: b"",
-            last: None,
-            excess: false,
+            value: Counted::NONE,
         })
     }
 
@@ -140,14 +138,7 @@ struct Command {
     /// What the new connection was told, and has not yet answered.
     greetings: VecDeque<Greeting>,
     content_type: &'static str,
-    /// Bytes of the value to come.
-    left: u64,
-    /// What has to come behind the value, as far as it has not come yet.
-    trailer: &'static [u8],
-    /// The value's last byte, until its end has come: without that the client is not to have a whole message.
-    last: Option<u8>,
-    /// Bytes came behind the end of the reply.
-    excess: bool,
+    value: Counted,
 }
 
 enum Verb {
@@ -231,27 +222,11 @@ impl Codec for Command {
     }
 
     fn input_filter(&mut self, raw: &mut [u8]) -> Result<Input> {
-        let mut body = usize::try_from(self.left).map_or(raw.len(), |left| left.min(raw.len()));
-        self.left -= body as u64;
-        let behind = raw.get(body..).unwrap_or_default();
-        let (end, excess) = behind.split_at(behind.len().min(self.trailer.len()));
-        self.trailer = self.trailer.strip_prefix(end).ok_or_else(|| {
-            Error::new(ErrorKind::InvalidBody, format!("Redis sent \"{}\" behind a value", end.escape_ascii()))
-        })?;
-        self.excess |= !excess.is_empty();
-        let done = self.left == 0 && self.trailer.is_empty();
-        if done && let (Some(last), Some(first)) = (self.last.take(), raw.first_mut()) {
-            *first = last;
-            body = 1;
-        } else if !done && self.left == 0 && body > 0 {
-            body -= 1;
-            self.last = raw.get(body).copied();
-        }
-        Ok(Input { body, done })
+        self.value.input_filter(raw, "Redis")
     }
 
     fn keepalive(&self) -> bool {
-        !self.excess
+        self.value.is_exact()
     }
 }
 
@@ -297,8 +272,7 @@ impl Command {
     }
 
     fn value(&mut self, length: u64) -> Result<ResponseHeader> {
-        self.left = length;
-        self.trailer = b"\r\n";
+        self.value = Counted::new(length, b"\r\n");
         let mut header = ResponseHeader::build(200, Some(2))?;
         header.insert_header(header::CONTENT_LENGTH, length)?;
         header.insert_header(header::CONTENT_TYPE, self.content_type)?;

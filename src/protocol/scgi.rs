@@ -2,7 +2,7 @@
 //!
 //! | HTTP | SCGI |
 //! |---|---|
-//! | the request | a netstring of the [variables](super::cgi), `CONTENT_LENGTH` and `SCGI` in front |
+//! | the request | a netstring of the variables of CGI/1.1, `CONTENT_LENGTH` and `SCGI` in front |
 //! | its body, read whole first if its length is not known | the bytes behind that |
 //! | the response header | a CGI header block or one of HTTP: the status is its status line's, that of `Status`, 302 with a `Location`, else 200 |
 //! | the response body | the bytes behind that, until `Content-Length`, or the end of the connection |

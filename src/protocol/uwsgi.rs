@@ -2,7 +2,7 @@
 //!
 //! | HTTP | uwsgi |
 //! |---|---|
-//! | the request | a packet of the [variables](super::cgi), with `modifier1` and `modifier2` |
+//! | the request | a packet of the variables of CGI/1.1, with `modifier1` and `modifier2` |
 //! | more than 64 KiB of variables: 431 | – |
 //! | its body, read whole first if its length is not known | the bytes behind the packet |
 //! | the response header | one of HTTP, or a CGI header block |

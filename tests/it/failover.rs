@@ -299,7 +299,7 @@ async fn timed_a_hanging_peer_delays_one_request_for_each_of_its_rests() {
     let proxy = Proxy::to_all(json!(servers)).route(json!({ "timeouts": { "read": "1s" } })).start().await;
     let load = Load::start(proxy.ports.http, "/", 200, 100);
     load.wait_for_more(100).await;
-    hangs.signal("STOP");
+    hangs.signal("STOP").await;
     wait_up(&proxy, &hangs, false).await;
     // Those that were sent to it before the first one's time was up run into their own limits.
     let settled = Instant::now() + Duration::from_secs(1);
@@ -308,7 +308,7 @@ async fn timed_a_hanging_peer_delays_one_request_for_each_of_its_rests() {
     let before = failed_attempts(&proxy, &hangs).await;
     load.wait("two tries", past(settled + Duration::from_secs(6))).await;
     let (seconds, later) = (settled.elapsed().as_secs_f64(), failed_attempts(&proxy, &hangs).await - before);
-    hangs.signal("CONT");
+    hangs.signal("CONT").await;
     let returned = Instant::now();
     let served_again = |answer: &Answer| answer.sent > returned && answer.peer == "b";
     load.wait("it serves again", |answers| answers.iter().any(served_again)).await;
@@ -336,7 +336,7 @@ async fn a_peer_that_hangs_rests_and_its_requests_move_on() {
     for _ in 0..3 {
         assert_eq!(client.get("/").await.status, 200);
     }
-    hangs.signal("STOP");
+    hangs.signal("STOP").await;
     for _ in 0..9 {
         let name = client.get("/").await.text();
         assert!(name == "b" || name == "c", "{name}");
@@ -345,5 +345,5 @@ async fn a_peer_that_hangs_rests_and_its_requests_move_on() {
     let outcome = [("peer", hangs.address()), ("outcome", "timeout".to_owned())];
     let labels = outcome.each_ref().map(|(name, value)| (*name, value.as_str()));
     assert_eq!(proxy.metric("upstream_attempts_total", &labels).await, Some(1.0));
-    hangs.signal("CONT");
+    hangs.signal("CONT").await;
 }

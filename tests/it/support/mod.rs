@@ -11,7 +11,7 @@
 //! - `http2`: both ends of HTTP/2, with the flow control in the test's hands
 //! - `io`: the streams under them, certificates
 //! - `pattern`: bodies that need not be held to be compared
-//! - `servers`: real Apache, nginx and Tomcat
+//! - `servers`: real Apache, nginx, Tomcat, memcached, Redis, PHP-FPM and uWSGI
 
 pub mod client;
 pub mod dns;

@@ -5,6 +5,7 @@ use super::eventually;
 use super::proxy::Process;
 use crate::examples::example;
 use socket2::{Domain, Socket, Type};
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
@@ -56,10 +57,18 @@ impl OriginProcess {
         self.process.child.wait().unwrap();
     }
 
-    /// Send a signal by name.
-    pub fn signal(&self, name: &str) {
-        let pid = self.process.child.id().to_string();
-        assert!(Command::new("kill").arg(format!("-{name}")).arg(pid).status().unwrap().success());
+    /// Send a signal by name; after a STOP it has stopped.
+    pub async fn signal(&self, name: &str) {
+        let pid = self.process.child.id();
+        assert!(Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap().success());
+        if name == "STOP" {
+            eventually("all its threads have stopped", async || {
+                let mut threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+                let stopped = |stat: String| stat.rsplit(") ").next().is_some_and(|stat| stat.starts_with('T'));
+                threads.all(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(stopped)).then_some(())
+            })
+            .await;
+        }
     }
 
     /// Start it again at the same address, and return once it listens.

@@ -122,12 +122,12 @@ pub async fn tomcat() -> Server {
     .await
 }
 
-/// memcached, with values of up to 8 MiB.
-pub async fn memcached() -> Server {
+/// memcached, with values of up to 8 MiB; `more` is its command line's end, as `&["-I", "64m"]`.
+pub async fn memcached(more: &[&str]) -> Server {
     spawn("memcached", |_, port| {
         let mut command = Command::new("/usr/bin/memcached");
         command.args(["-u", "nobody", "-l", "127.0.0.1", "-U", "0", "-m", "64", "-I", "8m", "-t", "2", "-p"]);
-        command.arg(port.to_string()).process_group(0);
+        command.arg(port.to_string()).args(more).process_group(0);
         command
     })
     .await
