@@ -61,12 +61,13 @@ fn set(address: SocketAddr, key: &str, length: usize) -> Result<()> {
     }
 }
 
+/// Each connection that a proxy keeps holds a worker: there are enough for both.
 fn php_fpm(dir: &Path) -> Result<Server> {
     let address = free_address()?;
     fs::write(dir.join("hello.php"), PAGE)?;
     let conf = format!(
         "[global]\nerror_log = {dir}/fpm.log\ndaemonize = no\n\
-         [www]\nuser = www-data\ngroup = www-data\nlisten = {address}\npm = static\npm.max_children = 4\n",
+         [www]\nuser = www-data\ngroup = www-data\nlisten = {address}\npm = static\npm.max_children = 16\n",
         dir = dir.display(),
     );
     let path = dir.join("fpm.conf");

@@ -108,6 +108,8 @@ impl Upstream {
     /// Another upstream has taken this one's place, or nothing has: what only it holds is let go of. Requests in flight
     /// go on.
     pub(crate) fn retire(&self, successor: Option<&Upstream>) {
+        // A lookup that is under way finds no place for its answer: the pool is the successor's.
+        self.addresses.lock().clear();
         match successor {
             Some(successor) if Arc::ptr_eq(&self.pool, &successor.pool) => successor.close_unused(&self.group()),
             _ => self.pool.shut(),
@@ -160,9 +162,9 @@ impl Upstream {
         }
         let before = self.group.load_full();
         self.group.store(Arc::new(Group::new(&self.conf, &addresses, &self.connectors, Some(&before))));
-        drop(addresses);
         self.group_changed.notify_one();
         self.close_unused(&before);
+        drop(addresses);
         self.show_peers();
         log::info!("upstream {}: {} is now at {}", self.name(), self.conf.servers[server].name, now.join(", "));
     }
