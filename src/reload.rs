@@ -142,6 +142,8 @@ impl Running {
     }
 
     fn take(&self, built: Built) {
+        let before = std::mem::replace(&mut *self.upstreams.lock(), built.upstreams.clone());
+        begin(&before, &built.upstreams);
         for service in built.services {
             if let Some(place) = self.services.iter().find(|place| place.load().name() == service.name()) {
                 place.store(service);
@@ -152,8 +154,7 @@ impl Running {
                 certificates.replace(chosen);
             }
         }
-        let before = std::mem::replace(&mut *self.upstreams.lock(), built.upstreams.clone());
-        hand_over(&before, &built.upstreams);
+        retire(&before, &built.upstreams);
         self.changed.notify_one();
     }
 
@@ -184,14 +185,20 @@ impl Running {
     }
 }
 
-/// Groups that are new begin, those that have been replaced let go.
-fn hand_over(before: &[Arc<Upstream>], now: &[Arc<Upstream>]) {
-    let among =
-        |upstream: &Arc<Upstream>, others: &[Arc<Upstream>]| others.iter().any(|other| Arc::ptr_eq(other, upstream));
-    now.iter().filter(|upstream| !among(upstream, before)).for_each(|upstream| upstream.begin());
-    for gone in before.iter().filter(|upstream| !among(upstream, now)) {
+/// Groups that are new begin, before the first request comes to one.
+fn begin(before: &[Arc<Upstream>], now: &[Arc<Upstream>]) {
+    now.iter().filter(|upstream| !is_among(upstream, before)).for_each(|upstream| upstream.begin());
+}
+
+/// Groups that have been replaced let go.
+fn retire(before: &[Arc<Upstream>], now: &[Arc<Upstream>]) {
+    for gone in before.iter().filter(|upstream| !is_among(upstream, now)) {
         gone.retire(now.iter().find(|upstream| upstream.name() == gone.name()).map(|upstream| &**upstream));
     }
+}
+
+fn is_among(upstream: &Arc<Upstream>, others: &[Arc<Upstream>]) -> bool {
+    others.iter().any(|other| Arc::ptr_eq(other, upstream))
 }
 
 /// How the listeners of a service differ. Other certificates are no difference.
