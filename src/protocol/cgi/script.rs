@@ -23,6 +23,7 @@ pub(crate) enum Script {
     /// The application is the only one there is, and all of the path is for it: `SCRIPT_NAME` is empty.
     Application,
     /// Scripts are files below `root`.
+    #[cfg_attr(all(not(feature = "fastcgi"), not(test)), expect(dead_code, reason = "FastCGI's alone"))]
     File {
         /// `DOCUMENT_ROOT`.
         root: Root,
