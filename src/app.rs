@@ -11,7 +11,7 @@ use crate::metrics::RouteMetrics;
 use crate::peers::Upstream;
 use crate::phases::UpstreamPhases;
 use crate::protocol::http1::Http1;
-use crate::protocol::{Protocol, Protocols, Scope};
+use crate::protocol::{self, Protocol, Protocols, Scope};
 use crate::reload::Running;
 use crate::routes::{Route, Service};
 use crate::supervisor::Supervisor;
@@ -101,7 +101,8 @@ impl Default for Millpond {
 impl Millpond {
     /// A proxy with the ready-made filters and protocols.
     pub fn new() -> Self {
-        crate::filters::register(Millpond { factories: BTreeMap::new(), protocols: Protocols::new(), conf: None })
+        let empty = Millpond { factories: BTreeMap::new(), protocols: Protocols::default(), conf: None };
+        protocol::register(crate::filters::register(empty))
     }
 
     /// Register a filter by name. `make` is called for each place in the configuration that names it, with what is
@@ -139,7 +140,12 @@ impl Millpond {
         C: DeserializeOwned,
         P: Protocol,
     {
-        self.protocols = self.protocols.with(name, make);
+        let factory: protocol::Factory = Box::new(move |settings, scope| {
+            let conf = SettingsError::read(settings)?;
+            let protocol = make(conf, scope).map_err(|error| SettingsError::whole(error.to_string()))?;
+            Ok(Arc::new(protocol))
+        });
+        self.protocols.add(name, factory);
         self
     }
 

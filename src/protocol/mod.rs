@@ -76,10 +76,12 @@ pub(crate) mod split_check;
 #[cfg(feature = "uwsgi")]
 pub mod uwsgi;
 
-pub(crate) use registry::Protocols;
 pub use registry::Scope;
+pub(crate) use registry::{Factory, Protocols};
 pub use request::{BodyLength, Request};
 
+use crate::app::Millpond;
+use crate::conf::HTTP;
 use crate::error::{Error, ErrorKind, Result};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -195,18 +197,24 @@ pub struct Input {
     pub done: bool,
 }
 
-/// Register the protocols that this build has.
-fn register(protocols: Protocols) -> Protocols {
+/// HTTP has no settings.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoSettings {}
+
+/// Register HTTP, and the protocols that this build has.
+pub(crate) fn register(millpond: Millpond) -> Millpond {
+    let millpond = millpond.protocol(HTTP, |_: NoSettings, _| Ok(http1::Http1));
     #[cfg(feature = "fastcgi")]
-    let protocols = protocols
-        .with("fastcgi", |conf, scope| fastcgi::FastCgi::new(conf, &format!("{}/{}", scope.service, scope.route)));
+    let millpond = millpond
+        .protocol("fastcgi", |conf, scope| fastcgi::FastCgi::new(conf, &format!("{}/{}", scope.service, scope.route)));
     #[cfg(feature = "memcached")]
-    let protocols = protocols.with("memcached", |conf, _| Ok(memcached::Memcached::new(conf)));
+    let millpond = millpond.protocol("memcached", |conf, _| Ok(memcached::Memcached::new(conf)));
     #[cfg(feature = "redis")]
-    let protocols = protocols.with("redis", |conf, scope| redis::Redis::new(conf, scope.upstream));
+    let millpond = millpond.protocol("redis", |conf, scope| redis::Redis::new(conf, scope.upstream));
     #[cfg(feature = "scgi")]
-    let protocols = protocols.with("scgi", |conf, _| Ok(scgi::Scgi::new(conf)));
+    let millpond = millpond.protocol("scgi", |conf, _| Ok(scgi::Scgi::new(conf)));
     #[cfg(feature = "uwsgi")]
-    let protocols = protocols.with("uwsgi", |conf, _| Ok(uwsgi::Uwsgi::new(conf)));
-    protocols
+    let millpond = millpond.protocol("uwsgi", |conf, _| Ok(uwsgi::Uwsgi::new(conf)));
+    millpond
 }

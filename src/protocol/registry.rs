@@ -1,15 +1,13 @@
 //! [`Protocols`]: the protocols that upstreams may speak, by name.
 
-use super::http1::Http1;
-use super::{Protocol, register};
+use super::Protocol;
 use crate::conf::{self, ConfError, SettingsError, near};
-use crate::error::Result;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-type Factory = Box<dyn Fn(&serde_json::Value, &Scope<'_>) -> Result<Arc<dyn Protocol>, SettingsError> + Send + Sync>;
+/// Makes a protocol of its settings in a route.
+pub(crate) type Factory =
+    Box<dyn Fn(&serde_json::Value, &Scope<'_>) -> Result<Arc<dyn Protocol>, SettingsError> + Send + Sync>;
 
 /// Where a protocol is spoken: what its maker may want to know beside its settings.
 #[derive(Clone, Copy, Debug)]
@@ -31,38 +29,15 @@ impl<'a> Scope<'a> {
 }
 
 /// HTTP, those of the build's features, and those that a binary registers.
+#[derive(Default)]
 pub(crate) struct Protocols {
     factories: BTreeMap<String, Factory>,
 }
 
-/// HTTP has no settings.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoSettings {}
-
 impl Protocols {
-    pub(crate) fn new() -> Self {
-        let protocols = Protocols { factories: BTreeMap::new() };
-        register(protocols.with(conf::HTTP, |_: NoSettings, _| Ok(Http1)))
-    }
-
     /// [`Millpond::protocol`](crate::Millpond::protocol).
-    pub(crate) fn with<C, P>(
-        mut self,
-        name: &str,
-        make: impl Fn(C, &Scope<'_>) -> Result<P> + Send + Sync + 'static,
-    ) -> Self
-    where
-        C: DeserializeOwned,
-        P: Protocol,
-    {
-        let factory: Factory = Box::new(move |settings, scope| {
-            let conf = SettingsError::read(settings)?;
-            let protocol = make(conf, scope).map_err(|error| SettingsError::whole(error.to_string()))?;
-            Ok(Arc::new(protocol))
-        });
+    pub(crate) fn add(&mut self, name: &str, factory: Factory) {
         self.factories.insert(name.to_owned(), factory);
-        self
     }
 
     /// What a route speaks.
@@ -105,10 +80,11 @@ impl Protocols {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::Millpond;
     use crate::conf::Conf;
     use crate::error::{Error, ErrorKind};
+    use crate::protocol::http1::Http1;
+    use serde::Deserialize;
 
     /// What is wrong with a file whose only route leads to an upstream of this protocol.
     fn errors(protocol: &str, route: &str) -> String {
