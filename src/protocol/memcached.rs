@@ -329,14 +329,7 @@ mod tests {
 
     /// All that goes over the wire.
     fn sent(key: &str, header: &RequestHeader, length: BodyLength, chunks: &[&'static str]) -> Result<String> {
-        let mut codec = memcached(key).codec();
-        let (mut wire, mut body) = (BytesMut::new(), Vec::new());
-        codec.create_request(&Request::new(header, length, &()), &mut wire)?;
-        for (index, chunk) in chunks.iter().enumerate() {
-            codec.request_body(Bytes::from_static(chunk.as_bytes()), index + 1 == chunks.len(), &mut body);
-        }
-        body.into_iter().for_each(|piece| wire.put(piece));
-        Ok(String::from_utf8(wire.to_vec()).unwrap())
+        crate::protocol::sent::sent(&memcached(key), header, length, chunks)
     }
 
     /// What the answer to a PUT of two bytes makes of it, when so much of the value has been sent.

@@ -71,6 +71,8 @@ mod registry;
 mod request;
 #[cfg(feature = "scgi")]
 pub mod scgi;
+#[cfg(all(test, any(feature = "memcached", feature = "redis")))]
+mod sent;
 #[cfg(test)]
 pub(crate) mod split_check;
 #[cfg(feature = "uwsgi")]

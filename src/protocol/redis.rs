@@ -412,16 +412,7 @@ mod tests {
 
     /// All that goes over the wire, the greeting in front.
     fn sent(redis: &Redis, method: &str, length: BodyLength, chunks: &[&'static str]) -> Result<String> {
-        let (header, mut codec) = (request(method), redis.codec());
-        let (mut head, mut wire, mut body) = (BytesMut::new(), BytesMut::new(), Vec::new());
-        codec.create_request(&Request::new(&header, length, &()), &mut head)?;
-        codec.new_connection(&mut wire);
-        wire.put(head);
-        for (index, chunk) in chunks.iter().enumerate() {
-            codec.request_body(Bytes::from_static(chunk.as_bytes()), index + 1 == chunks.len(), &mut body);
-        }
-        body.into_iter().for_each(|piece| wire.put(piece));
-        Ok(String::from_utf8(wire.to_vec()).unwrap())
+        crate::protocol::sent::sent(redis, &request(method), length, chunks)
     }
 
     fn header(wire: &[u8]) -> Result<Parsed> {

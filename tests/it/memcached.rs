@@ -71,17 +71,9 @@ impl Direct {
     }
 }
 
-/// All of the path behind the slash is the key.
-fn route(settings: Value) -> Value {
-    let mut route =
-        json!({ "match": { "path_regex": "(?s)^/(.*)$" }, "upstream": "app", "memcached": { "key": "$1" } });
-    route["memcached"].as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-    route
-}
-
 /// A proxy to these servers.
 fn setup(servers: Value, settings: Value) -> Setup {
-    Proxy::to_all(servers).upstream(json!({ "protocol": "memcached" })).routes(json!([route(settings)]))
+    Proxy::to_keys(servers, "memcached", settings)
 }
 
 fn writable() -> Value {

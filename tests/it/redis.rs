@@ -59,16 +59,13 @@ impl Direct {
     }
 }
 
-/// The route's pattern: all of the path behind the slash is the key.
 fn route(settings: Value) -> Value {
-    let mut route = json!({ "match": { "path_regex": "(?s)^/(.*)$" }, "upstream": "app", "redis": { "key": "$1" } });
-    route["redis"].as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-    route
+    key_route("redis", settings)
 }
 
 /// A proxy to these servers of Redis.
 fn setup(servers: Value) -> Setup {
-    Proxy::to_all(servers).upstream(json!({ "protocol": "redis" })).routes(json!([route(json!({}))]))
+    Proxy::to_keys(servers, "redis", json!({}))
 }
 
 async fn start(more: &[&str]) -> Option<(Server, Direct)> {

@@ -28,7 +28,7 @@ pub use client::Client;
 pub use io::Certificate;
 pub use origin::{Origin, reply};
 pub use pattern::Pattern;
-pub use proxy::{Ports, Proxy, Setup};
+pub use proxy::{Ports, Proxy, Setup, key_route};
 pub use serde_json::{Value, json};
 
 use std::future::Future;

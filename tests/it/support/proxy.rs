@@ -179,6 +179,13 @@ impl Setup {
     }
 }
 
+/// A route to `app`, which speaks a key-value protocol: all of the path behind the slash is the key.
+pub fn key_route(protocol: &str, settings: Value) -> Value {
+    let mut route = json!({ "match": { "path_regex": "(?s)^/(.*)$" }, "upstream": "app", protocol: { "key": "$1" } });
+    merge(&mut route[protocol], settings);
+    route
+}
+
 /// A running proxy; killed on drop.
 pub struct Proxy {
     pub ports: Ports,
@@ -204,6 +211,11 @@ impl Proxy {
             tls: None,
             temp_mount: None,
         }
+    }
+
+    /// A proxy to these servers of a key-value protocol.
+    pub fn to_keys(servers: Value, protocol: &str, settings: Value) -> Setup {
+        Self::to_all(servers).upstream(json!({ "protocol": protocol })).routes(json!([key_route(protocol, settings)]))
     }
 
     /// Run the stock binary with these arguments to its end.
