@@ -366,3 +366,43 @@ async fn a_hundred_reloads_under_load_fail_no_request_and_leak_nothing() {
     let in_flight = proxy.metric("requests_in_flight", &[("service", "web")]).await;
     assert_eq!(in_flight, Some(0.0));
 }
+
+#[tokio::test]
+async fn authorities_that_are_replaced_in_their_file_are_used() {
+    let (trusted, other) = (Certificate::new("app.internal"), Certificate::new("app.internal"));
+    let origin = Origin::https(&trusted, |_| reply(200, "ok")).await;
+    let setup = Proxy::to(&origin);
+    let (ca_file, _) = other.write(setup.files.dir(), "ca");
+    let proxy = setup.upstream(json!({ "tls": { "server_name": "app.internal", "ca_file": ca_file } })).start().await;
+    assert_eq!(proxy.connect().await.get("/").await.status, 502);
+    trusted.write(proxy.files.dir(), "ca");
+    reloaded(&proxy).await;
+    assert_eq!(proxy.connect().await.get("/").await.text(), "ok");
+}
+
+#[tokio::test]
+async fn other_limits_of_kept_connections_are_used() {
+    let origin = Origin::http(|_| reply(200, "ok")).await;
+    let proxy = Proxy::to(&origin).start().await;
+    let mut client = proxy.connect().await;
+    client.get("/").await;
+    client.get("/").await;
+    assert_eq!(origin.connections(), 1);
+    rewrite(&proxy, |conf| conf["upstreams"]["app"]["keepalive"] = json!({ "requests": 1 }));
+    reloaded(&proxy).await;
+    for _ in 0..3 {
+        client.get("/").await;
+    }
+    assert_eq!(origin.connections(), 3, "the one that was kept is used once more, the others once");
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_is_gone_from_the_metrics() {
+    let [stays, goes] = [Origin::http(|_| reply(200, "")).await, Origin::http(|_| reply(200, "")).await];
+    let proxy = Proxy::to_all(json!([stays.address(), goes.address()])).start().await;
+    let up = async |origin: &Origin| proxy.metric("upstream_peer_up", &[("peer", origin.address())]).await;
+    assert_eq!((up(&stays).await, up(&goes).await), (Some(1.0), Some(1.0)));
+    rewrite(&proxy, |conf| conf["upstreams"]["app"]["servers"] = json!([stays.address()]));
+    reloaded(&proxy).await;
+    assert_eq!((up(&stays).await, up(&goes).await), (Some(1.0), None));
+}
