@@ -13,7 +13,8 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Lines that may wait for the disk. When they are that many, further ones are dropped and counted in the log: an access
 /// log must not stop the traffic it tells of.
@@ -31,10 +32,10 @@ static COMBINED: Lazy<Template> = Lazy::new(|| {
 static LOG: ArcSwapOption<Log> = ArcSwapOption::const_empty();
 
 /// Where all lines go. The thread behind it is started by the first one: until then the process may still fork (`-d`),
-/// and only one thread survives that.
-static LINES: Lazy<SyncSender<Line>> = Lazy::new(|| {
-    let (lines, queued) = sync_channel(QUEUE);
-    let spawned = std::thread::Builder::new().name("access log".to_owned()).spawn(move || write(&queued));
+/// and only one thread survives that. Tokio's channel grows with what waits in it; std's bounded one takes 2.5 MiB at once.
+static LINES: Lazy<Sender<Line>> = Lazy::new(|| {
+    let (lines, queued) = channel(QUEUE);
+    let spawned = std::thread::Builder::new().name("access log".to_owned()).spawn(move || write(queued));
     if let Err(error) = spawned {
         log::error!("access log: no thread to write it: {error}");
     }
@@ -74,12 +75,12 @@ pub(crate) fn use_log(log: Option<Log>) {
 }
 
 /// The writer's thread. It holds a file only while it has lines for it.
-fn write(queued: &Receiver<Line>) {
+fn write(mut queued: Receiver<Line>) {
     let mut batch = Vec::with_capacity(BATCH);
-    while let Ok((mut output, line)) = queued.recv() {
+    while let Some((mut output, line)) = queued.blocking_recv() {
         add(&mut batch, &line);
         // Whatever else is waiting goes into the same write.
-        for (next, line) in queued.try_iter().take(QUEUE) {
+        while let Ok((next, line)) = queued.try_recv() {
             if !Arc::ptr_eq(&output, &next) || batch.len() >= BATCH {
                 append(&output, &mut batch);
                 output = next;
