@@ -20,21 +20,21 @@ pub struct SubConf {
     pub replace: BTreeMap<String, String>,
     /// Media types to look into: `type/subtype`, `type/*` or `*`.
     #[serde(default = "default_types")]
-    pub types: Vec<String>,
+    pub types: MediaTypes,
     /// Replace only the first match of all.
     #[serde(default)]
     pub once: bool,
 }
 
-fn default_types() -> Vec<String> {
-    vec!["text/*".to_owned(), "application/json".to_owned()]
+fn default_types() -> MediaTypes {
+    MediaTypes::new(["text/*", "application/json"])
 }
 
 /// The filter.
 pub struct Sub {
     /// The longest first: the first that matches is the longest.
     pairs: Vec<(Vec<u8>, Bytes)>,
-    types: Vec<String>,
+    types: MediaTypes,
     once: bool,
 }
 
@@ -51,8 +51,7 @@ impl Sub {
         let mut pairs: Vec<_> =
             conf.replace.into_iter().map(|(old, new)| (old.into_bytes(), Bytes::from(new))).collect();
         pairs.sort_by_key(|(old, _)| std::cmp::Reverse(old.len()));
-        let types = conf.types.iter().map(|name| name.to_ascii_lowercase()).collect();
-        Ok(Sub { pairs, types, once: conf.once })
+        Ok(Sub { pairs, types: conf.types, once: conf.once })
     }
 }
 
@@ -80,7 +79,7 @@ impl UpstreamPhases for Sub {
     ) -> Result<Header> {
         ctx.active = !response.headers.contains_key("content-encoding")
             && response.status != StatusCode::PARTIAL_CONTENT
-            && is_of_type(response, &self.types);
+            && self.types.contain(response);
         // An error page may follow an answer that failed.
         ctx.held.clear();
         if ctx.active {
@@ -149,22 +148,13 @@ impl Sub {
     }
 }
 
-fn is_of_type(response: &ResponseHeader, types: &[String]) -> bool {
-    let content_type = response.headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or("");
-    let media = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    types.iter().any(|wanted| match wanted.strip_suffix("/*") {
-        Some(family) => media.split('/').next() == Some(family),
-        None => wanted == "*" || *wanted == media,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn sub(pairs: &[(&str, &str)], once: bool) -> Sub {
         let replace = pairs.iter().map(|(old, new)| (old.to_string(), new.to_string())).collect();
-        Sub::new(SubConf { replace, types: vec!["*".to_owned()], once }).unwrap()
+        Sub::new(SubConf { replace, types: MediaTypes::new(["*"]), once }).unwrap()
     }
 
     fn run(sub: &Sub, chunks: &[&[u8]]) -> String {

@@ -160,6 +160,10 @@ fn json_line(session: &Session<'_>) -> Value {
     add("body_bytes_received", json!(outcome.body_bytes_read));
     add("request_time", json!(session.started().elapsed().as_secs_f64()));
     add("request_id", json!(session.known_request_id()));
+    if session.is_subrequest() {
+        // The id is its parent's.
+        add("subrequest", json!(true));
+    }
     add("user_agent", json!(header("user-agent")));
     add("referer", json!(header("referer")));
     add("upstream", json!(session.route().upstream().map(|upstream| upstream.name().to_owned())));

@@ -14,6 +14,7 @@ use crate::protocol::http1::Http1;
 use crate::protocol::{self, Protocol, Protocols, Scope};
 use crate::reload::Running;
 use crate::routes::{Route, Service};
+use crate::scope::FilterScope;
 use crate::supervisor::Supervisor;
 use crate::upgrade::{Signals, Sockets};
 use clap::Parser;
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-type Factory = Box<dyn Fn(&serde_json::Value) -> Result<Arc<Filter>, SettingsError> + Send + Sync>;
+type Factory = Box<dyn Fn(&serde_json::Value, &FilterScope<'_>) -> Result<Arc<Filter>, SettingsError> + Send + Sync>;
 
 /// A proxy binary: the stock one, or with filters and protocols of your own.
 ///
@@ -110,15 +111,28 @@ impl Millpond {
     ///
     /// An `Err` refuses the configuration; its text says what was expected. A later registration under the same name
     /// replaces the earlier one.
-    pub fn filter<C, P>(mut self, name: &str, make: impl Fn(C) -> Result<P> + Send + Sync + 'static) -> Self
+    pub fn filter<C, P>(self, name: &str, make: impl Fn(C) -> Result<P> + Send + Sync + 'static) -> Self
+    where
+        C: DeserializeOwned,
+        P: UpstreamPhases,
+    {
+        self.filter_in(name, move |conf, _| make(conf))
+    }
+
+    /// [`filter`](Self::filter) for one that needs to know where it stands, say to reach an upstream.
+    pub fn filter_in<C, P>(
+        mut self,
+        name: &str,
+        make: impl Fn(C, &FilterScope<'_>) -> Result<P> + Send + Sync + 'static,
+    ) -> Self
     where
         C: DeserializeOwned,
         P: UpstreamPhases,
     {
         let filter_name = name.to_owned();
-        let factory: Factory = Box::new(move |value| {
+        let factory: Factory = Box::new(move |value, scope| {
             let conf = SettingsError::read(value)?;
-            let phases = make(conf).map_err(|error| SettingsError::whole(error.to_string()))?;
+            let phases = make(conf, scope).map_err(|error| SettingsError::whole(error.to_string()))?;
             Ok(Filter::new(&filter_name, phases))
         });
         self.factories.insert(name.to_owned(), factory);
@@ -242,13 +256,15 @@ impl Millpond {
         upstreams: &BTreeMap<String, Arc<Upstream>>,
         errors: &mut Vec<ConfError>,
     ) -> Service {
-        let outer = self.filters(&conf.filters, errors);
+        let first = &conf.routes[0];
+        let outer = self.filters(&conf.filters, (&conf.name, first), upstreams, errors);
         let mut routes = Vec::with_capacity(conf.routes.len());
         for route in &conf.routes {
-            let own = self.filters(&route.filters, errors);
+            let own = self.filters(&route.filters, (&conf.name, route), upstreams, errors);
             let upstream = route.upstream.as_ref().and_then(|name| upstreams.get(name)).cloned();
             routes.push(Arc::new(Route {
-                chain: Arc::new(Chain::new(outer.iter().cloned().chain(own))),
+                chain: Arc::new(Chain::new(outer.iter().chain(&own).cloned())),
+                own_chain: Arc::new(Chain::new(own)),
                 protocol: self.route_protocol(&conf.name, route, upstream.as_deref(), errors),
                 upstream,
                 metrics: RouteMetrics::new(&conf.name, &route.name),
@@ -259,14 +275,22 @@ impl Millpond {
         Service { conf: conf.clone(), routes, no_route }
     }
 
-    fn filters(&self, filters: &[conf::Filter], errors: &mut Vec<ConfError>) -> Vec<Arc<Filter>> {
+    fn filters(
+        &self,
+        filters: &[conf::Filter],
+        (service, route): (&str, &conf::Route),
+        upstreams: &BTreeMap<String, Arc<Upstream>>,
+        errors: &mut Vec<ConfError>,
+    ) -> Vec<Arc<Filter>> {
         let mut made = Vec::with_capacity(filters.len());
         for filter in filters {
             let Some(factory) = self.factories.get(&filter.name) else {
                 errors.push(self.unknown_filter(filter));
                 continue;
             };
-            match factory(&filter.conf) {
+            let protocols = &self.protocols;
+            let scope = FilterScope { filter: &filter.name, service, route, upstreams, protocols };
+            match factory(&filter.conf, &scope) {
                 Ok(filter) => made.push(filter),
                 Err(error) => errors.push(error.at(&filter.path, &filter.conf, filter.place)),
             }
@@ -339,6 +363,7 @@ fn nowhere(service: &conf::Service, filters: Vec<Arc<Filter>>) -> Route {
     conf.error_pages = service.error_pages.clone();
     Route {
         chain: Arc::new(Chain::new(filters)),
+        own_chain: Arc::default(),
         upstream: None,
         protocol: Arc::new(Http1),
         metrics: RouteMetrics::new(&service.name, &conf.name),

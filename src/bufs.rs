@@ -88,6 +88,11 @@ impl Bufs {
         self.last
     }
 
+    /// The end comes later. Did it come with this run?
+    pub(crate) fn withhold_end(&mut self) -> bool {
+        std::mem::take(&mut self.last)
+    }
+
     /// End the body with this run. Of a response, the rest is not read and the upstream's connection is closed; of a
     /// request, the rest is read and thrown away.
     pub fn end(&mut self) {

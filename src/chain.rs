@@ -6,6 +6,7 @@
 
 mod erased;
 mod redirected;
+mod resumed;
 mod walk;
 
 use crate::bufs::Bufs;
@@ -17,6 +18,7 @@ use crate::session::Session;
 use erased::ErasedPhases;
 use futures::FutureExt;
 use pingora_http::{RequestHeader, ResponseHeader};
+use resumed::Resumption;
 use std::any::Any;
 use std::future::Future;
 use std::ops::Range;
@@ -131,6 +133,8 @@ pub(crate) struct Pass<'s> {
     /// Body bytes taken in since the last one was given out.
     withheld: usize,
     timed: bool,
+    /// Filters that have more to say than they were given, the innermost first.
+    resumptions: Vec<Resumption>,
     /// The filters have failed on the error page too; they see no more of the response.
     left: bool,
     /// A filter has ended the request body, or answered: no filter sees more of that body.
@@ -156,6 +160,7 @@ impl<'s> Pass<'s> {
             held: None,
             withheld: 0,
             timed,
+            resumptions: Vec::new(),
             left: false,
             request_body_over: false,
         }
@@ -241,6 +246,7 @@ impl<'s> Pass<'s> {
     /// Phase 4: start the header on its way outwards. `Some` when it passed every filter; else one holds it.
     pub(crate) async fn response_filter(&mut self, header: ResponseHeader) -> Result<Option<ResponseHeader>> {
         self.held = None;
+        self.resumptions.clear();
         self.session.take_held_header();
         self.withheld = 0;
         self.header_outwards(header, self.reach()).await
@@ -284,10 +290,17 @@ impl<'s> Pass<'s> {
             return Ok(None);
         }
         let taken_in = body.len();
+        let released = self.body_outwards(body, self.reach()).await?;
+        self.watch_withheld(taken_in, body)?;
+        Ok(released)
+    }
+
+    /// The run goes outwards through the filters `0..below`.
+    async fn body_outwards(&mut self, body: &mut Bufs, below: usize) -> Result<Option<ResponseHeader>> {
         let mut released = None;
         let chain = self.chain.clone();
         // A filter that holds the header without a body_filter of its own lets go of it with the first run.
-        let mut position = self.reach();
+        let mut position = below;
         while position > 0 {
             position -= 1;
             if let Some(held) = self.held.take_if(|held| held.by == position) {
@@ -300,6 +313,7 @@ impl<'s> Pass<'s> {
                 })
                 .await?;
                 check_end(was_last, body, &chain.filters[position], Hook::Body)?;
+                self.note_resumption(position, body);
             }
             let header = self.session.take_held_header();
             if body.is_empty() && !body.is_last() {
@@ -310,7 +324,6 @@ impl<'s> Pass<'s> {
                 released = self.header_outwards(header, position).await?;
             }
         }
-        self.watch_withheld(taken_in, body)?;
         Ok(released)
     }
 

@@ -6,12 +6,14 @@ use crate::conf::ErrorPage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::internal_redirect::{Why, redirect};
 use crate::protocol::BodyLength;
-use crate::proxy::{Answer, Proxy, deliver_answer, deliver_whole};
+use crate::proxy::{Answer, answer, deliver_answer, deliver_whole};
 use crate::session::{Session, response_header};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, StatusCode};
 use pingora_http::ResponseHeader;
+
+const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 /// An answer that an error page stands for.
 #[derive(Debug)]
@@ -55,6 +57,23 @@ impl Failure {
         Some(failure)
     }
 
+    /// The built-in page, for a request without a client.
+    pub(crate) fn built_in(&self, session: &Session<'_>) -> Result<(ResponseHeader, Bytes)> {
+        let text = built_in_text(self.status);
+        Ok((self.header(session, &PLAIN, &text)?, text))
+    }
+
+    fn header(&self, session: &Session<'_>, content_type: &HeaderValue, text: &Bytes) -> Result<ResponseHeader> {
+        let mut header = response_header(self.status)?;
+        header.insert_header(header::CONTENT_TYPE, content_type.clone())?;
+        header.set_content_length(text.len())?;
+        if let Some(allow) = session.outcome.error.as_ref().and_then(Error::allow) {
+            header.insert_header(header::ALLOW, allow)?;
+        }
+        self.put_onto(&mut header)?;
+        Ok(header)
+    }
+
     /// Make a page's header that of the answer.
     fn put_onto(&self, header: &mut ResponseHeader) -> Result<()> {
         header.set_status(self.status)?;
@@ -83,86 +102,80 @@ fn is_about_a_body(name: &HeaderName) -> bool {
     name.as_str().starts_with("content-") && *name != header::CONTENT_SECURITY_POLICY || others.contains(name)
 }
 
-impl Proxy {
-    /// The request has failed: an error page, if nothing has gone out yet. `Err`: the message must be broken.
-    pub(crate) async fn fail(&self, pass: &mut Pass<'_>, body: &mut ClientBody, error: Error) -> Result<()> {
-        log_failure(&pass.session, &error);
-        body.abandon();
-        let gone = error.kind() == ErrorKind::ClientGone;
-        if error.is_client()
-            && let Some(client) = pass.session.client_mut()
-        {
-            // Where a malformed request ends nobody knows: what follows on this connection is not looked at.
-            client.set_keepalive(None);
-        }
-        let status = error.status();
-        pass.session.outcome.error.get_or_insert(error);
-        if gone || pass.session.outcome.header_sent {
-            if gone {
-                pass.session.outcome.status = status;
-            }
-            return Err(Error::new(ErrorKind::ClientGone, "the message is broken off"));
-        }
-        let ended = self.error_page(pass, body, &Failure::new(status)).await;
-        let gone = ended.as_ref().is_err_and(|error| error.kind() == ErrorKind::ClientGone);
-        if gone && !pass.session.outcome.header_sent {
-            pass.session.outcome.status = 499;
-        }
-        ended
+/// The request has failed: an error page, if nothing has gone out yet. `Err`: the message must be broken.
+pub(crate) async fn fail(pass: &mut Pass<'_>, body: &mut ClientBody, error: Error) -> Result<()> {
+    log_failure(&pass.session, &error);
+    body.abandon();
+    let gone = error.kind() == ErrorKind::ClientGone;
+    if error.is_client()
+        && let Some(client) = pass.session.client_mut()
+    {
+        // Where a malformed request ends nobody knows: what follows on this connection is not looked at.
+        client.set_keepalive(None);
     }
+    let status = error.status();
+    pass.session.outcome.error.get_or_insert(error);
+    if gone || pass.session.outcome.header_sent {
+        if gone {
+            pass.session.outcome.status = status;
+        }
+        return Err(Error::new(ErrorKind::ClientGone, "the message is broken off"));
+    }
+    let ended = error_page(pass, body, &Failure::new(status)).await;
+    let gone = ended.as_ref().is_err_and(|error| error.kind() == ErrorKind::ClientGone);
+    if gone && !pass.session.outcome.header_sent {
+        pass.session.outcome.status = 499;
+    }
+    ended
+}
 
-    /// Answer with an error page: the one that is configured; without one, or if it fails too, the built-in one.
-    ///
-    /// # Errors
-    /// The message must be broken.
-    pub(crate) async fn error_page(&self, pass: &mut Pass<'_>, body: &mut ClientBody, failure: &Failure) -> Result<()> {
-        pass.session.outcome.status = failure.status;
-        if let Some(page) = configured_page(&pass.session, failure.status) {
-            pass.session.outcome.error_page = true;
-            match self.configured_page(pass, body, failure, &page).await {
-                Err(error) if error.kind() != ErrorKind::ClientGone && !pass.session.outcome.header_sent => {
-                    log_page_failure(&pass.session, failure.status, &page, &error);
-                    body.abandon();
-                }
-                ended => return ended,
+/// Answer with an error page: the one that is configured; without one, or if it fails too, the built-in one.
+///
+/// # Errors
+/// The message must be broken.
+pub(crate) async fn error_page(pass: &mut Pass<'_>, body: &mut ClientBody, failure: &Failure) -> Result<()> {
+    pass.session.outcome.status = failure.status;
+    if let Some(page) = configured_page(&pass.session, failure.status) {
+        pass.session.outcome.error_page = true;
+        match answer_page(pass, body, failure, &page).await {
+            Err(error) if error.kind() != ErrorKind::ClientGone && !pass.session.outcome.header_sent => {
+                log_page_failure(&pass.session, failure.status, &page, &error);
+                body.abandon();
             }
+            ended => return ended,
         }
-        let built_in = built_in_page(pass, body, failure).await;
-        if built_in.is_ok() || pass.session.outcome.header_sent {
-            return built_in;
-        }
-        // A filter has failed on the error page too.
-        pass.leave_filters();
-        built_in_page(pass, body, failure).await
     }
+    let built_in = built_in_page(pass, body, failure).await;
+    if built_in.is_ok() || pass.session.outcome.header_sent {
+        return built_in;
+    }
+    // A filter has failed on the error page too.
+    pass.leave_filters();
+    built_in_page(pass, body, failure).await
+}
 
-    async fn configured_page(
-        &self,
-        pass: &mut Pass<'_>,
-        body: &mut ClientBody,
-        failure: &Failure,
-        page: &ErrorPage,
-    ) -> Result<()> {
-        let path = match page {
-            ErrorPage::File { content_type, body: text } => {
-                return local_page(pass, body, failure, content_type, text.clone()).await;
-            }
-            ErrorPage::Path(path) => path,
-        };
-        redirect(pass, body, path.as_bytes(), Why::ErrorPage)?;
-        let mut answer = self.answer(pass, body, BodyLength::None).await?;
-        if let Answer::Local(header, _) | Answer::Message(header, _) = &mut answer {
-            failure.put_onto(header)?;
+async fn answer_page(pass: &mut Pass<'_>, body: &mut ClientBody, failure: &Failure, page: &ErrorPage) -> Result<()> {
+    let path = match page {
+        ErrorPage::File { content_type, body: text } => {
+            return local_page(pass, body, failure, content_type, text.clone()).await;
         }
-        deliver_answer(pass, answer, body).await
+        ErrorPage::Path(path) => path,
+    };
+    redirect(pass, body, path.as_bytes(), Why::ErrorPage)?;
+    let mut answer = answer(pass, body, BodyLength::None).await?;
+    if let Answer::Local(header, _) | Answer::Message(header, _) = &mut answer {
+        failure.put_onto(header)?;
     }
+    deliver_answer(pass, answer, body).await
 }
 
 async fn built_in_page(pass: &mut Pass<'_>, body: &mut ClientBody, failure: &Failure) -> Result<()> {
-    let status = failure.status;
+    local_page(pass, body, failure, &PLAIN, built_in_text(failure.status)).await
+}
+
+fn built_in_text(status: u16) -> Bytes {
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error");
-    let text = Bytes::from(format!("{status} {reason}\n"));
-    local_page(pass, body, failure, &HeaderValue::from_static("text/plain; charset=utf-8"), text).await
+    Bytes::from(format!("{status} {reason}\n"))
 }
 
 async fn local_page(
@@ -172,17 +185,11 @@ async fn local_page(
     content_type: &HeaderValue,
     text: Bytes,
 ) -> Result<()> {
-    let mut header = response_header(failure.status)?;
-    header.insert_header(header::CONTENT_TYPE, content_type.clone())?;
-    header.set_content_length(text.len())?;
-    if let Some(allow) = pass.session.outcome.error.as_ref().and_then(Error::allow) {
-        header.insert_header(header::ALLOW, allow)?;
-    }
-    failure.put_onto(&mut header)?;
+    let header = failure.header(&pass.session, content_type, &text)?;
     deliver_whole(pass, header, text, body).await
 }
 
-fn log_failure(session: &Session<'_>, error: &Error) {
+pub(crate) fn log_failure(session: &Session<'_>, error: &Error) {
     let request = session.request();
     let peer = session.attempts().last().map(|attempt| format!(", upstream: {}", attempt.address)).unwrap_or_default();
     let line = format!("{}: {} {}: {error}{peer}", place(session), request.method, request.uri.path());

@@ -67,7 +67,7 @@ pub(crate) fn redirect(pass: &mut Pass<'_>, body: &mut ClientBody, target: &[u8]
 }
 
 /// The request of a redirect: the one before it, for another path, without a body. As in nginx it is a GET, or still a HEAD.
-fn redirected(session: &Session<'_>, uri: &str, why: Why) -> Result<RequestHeader> {
+pub(crate) fn redirected(session: &Session<'_>, uri: &str, why: Why) -> Result<RequestHeader> {
     use header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TRAILER, TRANSFER_ENCODING};
     use header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE, UPGRADE};
     let mut request = session.request().clone();

@@ -23,6 +23,7 @@
 //! - [`phases`], [`chain`], [`session`], [`bufs`]: what filter authors work with
 //! - `proxy`: the only implementation of Pingora's `ProxyHttp`; `client`: Pingora's session, polled
 //! - `error_pages`, `internal_redirect`: what is sent in place of a failure, or of an `X-Accel-Redirect`
+//! - [`subrequest`]: requests of filters' own
 //! - `exchange`: one request to an upstream; [`protocol`]: what is spoken there, bytes in and bytes out
 //! - [`pipe`]: the store between a fast upstream and a slow client
 //! - [`peers`]: balancing, failures, health; `dns`: where named servers are
@@ -50,6 +51,7 @@ pub mod filters;
 mod headers;
 mod internal_redirect;
 mod listen;
+pub mod media_types;
 mod metrics;
 mod paths;
 pub mod peers;
@@ -59,7 +61,9 @@ pub mod protocol;
 mod proxy;
 mod reload;
 pub mod routes;
+pub mod scope;
 pub mod session;
+pub mod subrequest;
 mod supervisor;
 pub mod template;
 mod timer;
@@ -73,9 +77,12 @@ pub mod prelude {
     pub use crate::app::Millpond;
     pub use crate::bufs::Bufs;
     pub use crate::error::{Error, ErrorKind, Result};
+    pub use crate::media_types::MediaTypes;
     pub use crate::peers::Peer;
     pub use crate::phases::{Flow, Header, UpstreamPhases};
+    pub use crate::scope::FilterScope;
     pub use crate::session::Session;
+    pub use crate::subrequest::{Fetch, Subrequest, Subresponse, Target};
     pub use crate::template::Template;
     pub use bytes::{Bytes, BytesMut};
     pub use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};

@@ -7,7 +7,7 @@ use crate::client::deliver::{Source, deliver};
 use crate::client::{ClientBody, linger};
 use crate::conf::Captures;
 use crate::error::{Error, ErrorKind, Result};
-use crate::error_pages::Failure;
+use crate::error_pages::{Failure, error_page, fail};
 use crate::exchange::finish::status_class;
 use crate::exchange::process_body::{Fill, ResponseBody, UpstreamReport};
 use crate::exchange::request_body::RequestBody;
@@ -104,12 +104,12 @@ impl Proxy {
         // What only redirects may enter is to a client as if it were not there: the service's filters see its 404.
         let chain = if route.conf.internal { service.no_route.chain.clone() } else { route.chain.clone() };
         prepare(client, &route);
-        let session = Session::new(client, service, route.clone(), captures, started);
+        let session = Session::new(client, service, route.clone(), captures, started, self.limits.clone());
         let mut pass = Pass::new(session, &chain);
         let mut body = ClientBody::new(&route.conf, has_body(&framing));
-        let served = guarded(pin!(self.respond(&mut pass, &mut body, framing))).await;
+        let served = guarded(pin!(respond(&mut pass, &mut body, framing))).await;
         let ended = match served {
-            Err(error) => guarded(Box::pin(self.fail(&mut pass, &mut body, error)).as_mut()).await,
+            Err(error) => guarded(Box::pin(fail(&mut pass, &mut body, error)).as_mut()).await,
             Ok(()) => Ok(()),
         };
         pass.session.end_redirects();
@@ -122,114 +122,127 @@ impl Proxy {
         }
         ended
     }
+}
 
-    /// Phases 1 to 5.
-    async fn respond(&self, pass: &mut Pass<'_>, body: &mut ClientBody, framing: Result<BodyLength>) -> Result<()> {
-        let length = framing?;
-        headers::check_target(pass.session.request())?;
-        match self.answer(pass, body, length).await? {
-            Answer::Failed(failure) => Box::pin(self.error_page(pass, body, &failure)).await,
-            answer => deliver_answer(pass, answer, body).await,
-        }
+/// Phases 1 to 5.
+async fn respond(pass: &mut Pass<'_>, body: &mut ClientBody, framing: Result<BodyLength>) -> Result<()> {
+    let length = framing?;
+    headers::check_target(pass.session.request())?;
+    match answer(pass, body, length).await? {
+        Answer::Failed(failure) => Box::pin(error_page(pass, body, &failure)).await,
+        answer => deliver_answer(pass, answer, body).await,
     }
+}
 
-    /// Phases 1 to 4, and again for each route that an upstream redirects to.
-    pub(crate) async fn answer(
-        &self,
-        pass: &mut Pass<'_>,
-        body: &mut ClientBody,
-        length: BodyLength,
-    ) -> Result<Answer> {
-        let mut kept = Kept::default();
-        loop {
-            match self.route_answer(pass, body, length).await? {
-                Routed::Answer(mut answer) => {
-                    if let Answer::Local(header, _) | Answer::Message(header, _) = &mut answer {
-                        kept.put_onto(header)?;
-                    }
-                    return Ok(answer);
+/// Phases 1 to 4, and again for each route that an upstream redirects to.
+pub(crate) async fn answer(pass: &mut Pass<'_>, body: &mut ClientBody, length: BodyLength) -> Result<Answer> {
+    let mut kept = Kept::default();
+    loop {
+        match route_answer(pass, body, length).await? {
+            Routed::Answer(mut answer) => {
+                if let Answer::Local(header, _) | Answer::Message(header, _) = &mut answer {
+                    kept.put_onto(header)?;
                 }
-                Routed::Redirect(header, target) => {
-                    kept.take_from(&header);
-                    redirect(pass, body, &target, Why::XAccelRedirect)?;
-                }
+                return Ok(answer);
+            }
+            Routed::Redirect(header, target) => {
+                kept.take_from(&header);
+                redirect(pass, body, &target, Why::XAccelRedirect)?;
             }
         }
     }
+}
 
-    /// Phases 1 to 4 by the session's route.
-    async fn route_answer(&self, pass: &mut Pass<'_>, body: &mut ClientBody, length: BodyLength) -> Result<Routed> {
-        if pass.request_filter().await? == Flow::Done {
-            let answer = pass.session.take_answer();
-            let Some(answer) = answer else {
-                return Err(Error::new(ErrorKind::Filter, "a filter said it has answered, and had not"));
-            };
-            return Ok(Routed::Answer(match Failure::of_filter(&pass.session, &answer.header) {
-                Some(failure) => Answer::Failed(failure),
-                None => Answer::Local(answer.header, answer.body),
-            }));
-        }
-        let route = pass.session.route_arc().clone();
-        let upstream = upstream_of(&pass.session, &route)?;
-        let mut request_body = self.request_body(pass, body, length).await?;
-        let (mut header, response) = match exchange(pass, upstream, &self.limits, &mut request_body, body).await? {
-            Response::Upgraded(header, tunnel) => return Ok(Routed::Answer(Answer::Upgraded(header, tunnel))),
-            Response::Message(header, response) => (header, response),
+/// Phases 1 to 4 by the session's route.
+async fn route_answer(pass: &mut Pass<'_>, body: &mut ClientBody, length: BodyLength) -> Result<Routed> {
+    if pass.request_filter().await? == Flow::Done {
+        let answer = pass.session.take_answer();
+        let Some(answer) = answer else {
+            return Err(Error::new(ErrorKind::Filter, "a filter said it has answered, and had not"));
         };
-        if let Some(failure) = Failure::of_upstream(&pass.session, &header) {
-            discard(&mut pass.session, header.status.as_u16(), response);
-            return Ok(Routed::Answer(Answer::Failed(failure)));
-        }
-        let redirect = take_accel(&mut pass.session, &mut header);
-        for name in &route.conf.hide_headers {
-            header.remove_header(name);
-        }
-        Ok(match redirect {
-            Some(target) => {
-                discard(&mut pass.session, header.status.as_u16(), response);
-                Routed::Redirect(header, target)
-            }
-            None => Routed::Answer(Answer::Message(header, response)),
-        })
+        return Ok(Routed::Answer(match Failure::of_filter(&pass.session, &answer.header) {
+            Some(failure) => Answer::Failed(failure),
+            None => Answer::Local(answer.header, answer.body),
+        }));
     }
+    let route = pass.session.route_arc().clone();
+    let upstream = upstream_of(&pass.session, &route)?;
+    let mut request_body = request_body(pass, body, length).await?;
+    let (mut header, response) = match exchange(pass, upstream, &mut request_body, body).await? {
+        Response::Upgraded(header, tunnel) => return Ok(Routed::Answer(Answer::Upgraded(header, tunnel))),
+        Response::Message(header, response) => (header, response),
+    };
+    if let Some(failure) = Failure::of_upstream(&pass.session, &header) {
+        discard(&mut pass.session, header.status.as_u16(), response);
+        return Ok(Routed::Answer(Answer::Failed(failure)));
+    }
+    let redirect = take_accel(&mut pass.session, &mut header);
+    for name in &route.conf.hide_headers {
+        header.remove_header(name);
+    }
+    Ok(match redirect {
+        Some(target) => {
+            discard(&mut pass.session, header.status.as_u16(), response);
+            Routed::Redirect(header, target)
+        }
+        None => Routed::Answer(Answer::Message(header, response)),
+    })
+}
 
-    /// Phase 1's end: the request body stored, or set up to be streamed.
-    async fn request_body(
-        &self,
-        pass: &mut Pass<'_>,
-        body: &mut ClientBody,
-        length: BodyLength,
-    ) -> Result<RequestBody> {
-        if pass.session.is_redirected() {
-            return Ok(RequestBody::None(BodyLength::None));
+/// Phase 1's end: the request body stored, or set up to be streamed.
+async fn request_body(pass: &mut Pass<'_>, body: &mut ClientBody, length: BodyLength) -> Result<RequestBody> {
+    if pass.session.is_redirected() {
+        return Ok(RequestBody::None(BodyLength::None));
+    }
+    if let Some(spool) = pass.session.take_own_body() {
+        return own_body(pass, spool).await;
+    }
+    let conf = &pass.session.route_arc().clone().conf;
+    if let (BodyLength::Known(length), Some(limit)) = (length, conf.client_max_body_size)
+        && length > limit
+    {
+        let text = format!("the request body has {length} bytes, client_max_body_size is {limit}");
+        return Err(Error::new(ErrorKind::BodyTooLarge, text));
+    }
+    if body.is_done() {
+        return Ok(RequestBody::None(length));
+    }
+    body.expect_continue(&mut pass.session).await?;
+    let length = if pass.filters_request_body() { BodyLength::Unknown } else { length };
+    let needs_length = length == BodyLength::Unknown && pass.session.route().protocol.needs_body_length();
+    if !conf.request_buffering && !needs_length {
+        let (sender, streamed) = RequestBody::streamed(length);
+        body.stream_to(sender);
+        return Ok(streamed);
+    }
+    let mut spool = pass.session.spool();
+    while let Some(mut run) = body.read(&mut pass.session).await? {
+        pass.request_body_filter(&mut run).await?;
+        while let Some(chunk) = run.pop() {
+            spool.append(chunk).await?;
         }
-        let conf = &pass.session.route_arc().clone().conf;
-        if let (BodyLength::Known(length), Some(limit)) = (length, conf.client_max_body_size)
-            && length > limit
-        {
-            let text = format!("the request body has {length} bytes, client_max_body_size is {limit}");
-            return Err(Error::new(ErrorKind::BodyTooLarge, text));
+    }
+    Ok(RequestBody::stored(spool))
+}
+
+/// The body of a subrequest, through the filters that look at bodies.
+async fn own_body(pass: &mut Pass<'_>, spool: Spool) -> Result<RequestBody> {
+    if !pass.filters_request_body() {
+        return Ok(RequestBody::stored(spool));
+    }
+    let mut reader = spool.reader();
+    let mut filtered = pass.session.spool();
+    loop {
+        let chunk = poll_fn(|cx| reader.poll_next(cx)).await?;
+        let mut run = Bufs::from_chunk(chunk.clone().unwrap_or_default(), chunk.is_none());
+        pass.request_body_filter(&mut run).await?;
+        let last = run.is_last();
+        while let Some(chunk) = run.pop() {
+            filtered.append(chunk).await?;
         }
-        if body.is_done() {
-            return Ok(RequestBody::None(length));
+        if last {
+            return Ok(RequestBody::stored(filtered));
         }
-        body.expect_continue(&mut pass.session).await?;
-        let length = if pass.filters_request_body() { BodyLength::Unknown } else { length };
-        let needs_length = length == BodyLength::Unknown && pass.session.route().protocol.needs_body_length();
-        if !conf.request_buffering && !needs_length {
-            let (sender, streamed) = RequestBody::streamed(length);
-            body.stream_to(sender);
-            return Ok(streamed);
-        }
-        let memory = usize::try_from(conf.client_body_buffer_size).unwrap_or(usize::MAX);
-        let mut spool = Spool::new(memory, &self.limits);
-        while let Some(mut run) = body.read(&mut pass.session).await? {
-            pass.request_body_filter(&mut run).await?;
-            while let Some(chunk) = run.pop() {
-                spool.append(chunk).await?;
-            }
-        }
-        Ok(RequestBody::stored(spool))
     }
 }
 
@@ -237,7 +250,7 @@ impl Proxy {
 fn upstream_of<'r>(session: &Session<'_>, route: &'r Arc<Route>) -> Result<&'r Arc<Upstream>> {
     let text = if Arc::ptr_eq(route, &session.service().no_route) {
         "no route matches"
-    } else if route.conf.internal && !session.is_redirected() {
+    } else if route.conf.internal && !session.is_redirected() && !session.is_subrequest() {
         "the route is internal, and the client has asked for it"
     } else if let Some(upstream) = &route.upstream {
         return Ok(upstream);
@@ -339,9 +352,7 @@ async fn deliver_message(
             if pass.session.route().conf.ignore_client_abort && left {
                 run_to_its_end(&mut fill, &mut reader).await;
             }
-            note_upstream(&mut pass.session, &fill.report());
-            pass.session.buffered = reader.stats();
-            fill.count(&pass.session.buffered);
+            ResponseBody::Piped { reader, fill }.note(&mut pass.session);
             delivered
         }
     }
@@ -390,7 +401,7 @@ fn discard(session: &mut Session<'_>, status: u16, response: ResponseBody) {
     note_upstream(session, &report);
 }
 
-fn note_upstream(session: &mut Session<'_>, report: &UpstreamReport) {
+pub(crate) fn note_upstream(session: &mut Session<'_>, report: &UpstreamReport) {
     session.outcome.upstream_free_at = Some(report.free_at);
     if let Some(attempt) = session.attempts_mut().last_mut() {
         attempt.outcome = Some(report.outcome);

@@ -37,7 +37,10 @@ impl Service {
 /// A route: its settings, its filters, its upstream.
 pub struct Route {
     pub(crate) conf: conf::Route,
+    /// The service's filters and its own: a client's way.
     pub(crate) chain: Arc<Chain>,
+    /// Its own: the way of redirects and subrequests, which come from inside the service's.
+    pub(crate) own_chain: Arc<Chain>,
     pub(crate) upstream: Option<Arc<Upstream>>,
     /// What that upstream speaks, as this route speaks it.
     pub(crate) protocol: Arc<dyn Protocol>,

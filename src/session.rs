@@ -1,15 +1,17 @@
 //! [`Session`]: what a filter sees of a request.
 
+mod parent;
 mod redirects;
 
 use crate::conf::Captures;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peers::Peer;
-use crate::pipe::PipeStats;
+use crate::pipe::{Limits, PipeStats, Spool};
 use crate::routes::{Route, Service};
 use bytes::Bytes;
 use http::StatusCode;
 use once_cell::sync::OnceCell;
+pub(crate) use parent::{Parent, Resume};
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_http::{RequestHeader, ResponseHeader};
 use redirects::Redirects;
@@ -25,6 +27,12 @@ pub struct Session<'a> {
     client: Option<&'a mut pingora_proxy::Session>,
     /// The request of a session without a client.
     own_request: Option<Box<RequestHeader>>,
+    own_body: Option<Box<Spool>>,
+    /// What a subrequest knows of the request that it belongs to.
+    parent: Option<Arc<Parent>>,
+    /// What its subrequests know of this one.
+    as_parent: OnceCell<Arc<Parent>>,
+    limits: Arc<Limits>,
     service: Arc<Service>,
     /// The one in force: after an internal redirect, the redirect's.
     route: Arc<Route>,
@@ -36,6 +44,7 @@ pub struct Session<'a> {
     attempts: Vec<Attempt>,
     answer: Option<Answer>,
     held_header: Option<ResponseHeader>,
+    resume: Option<Resume>,
     /// What an upstream or a filter has asked for; `None`: the route's.
     limit_rate: Option<u64>,
     pub(crate) outcome: Outcome,
@@ -116,27 +125,38 @@ impl<'a> Session<'a> {
         route: Arc<Route>,
         captures: Captures,
         started: Instant,
+        limits: Arc<Limits>,
     ) -> Self {
-        let mut session = Self::unmade(service, route, started);
+        let mut session = Self::unmade(service, route, started, limits);
         session.client = Some(client);
         session.captures = captures;
         session
     }
 
     /// A session for a request that no client has made.
-    pub(crate) fn without_client(request: RequestHeader, service: Arc<Service>, route: Arc<Route>) -> Session<'static> {
+    pub(crate) fn without_client(
+        request: RequestHeader,
+        service: Arc<Service>,
+        route: Arc<Route>,
+        limits: Arc<Limits>,
+    ) -> Session<'static> {
         route.metrics.begun();
-        let mut session = Session::unmade(service, route, Instant::now());
+        let mut session = Session::unmade(service, route, Instant::now(), limits);
         session.own_request = Some(Box::new(request));
         session
     }
 
     /// A session that still lacks its request.
-    fn unmade(service: Arc<Service>, route: Arc<Route>, started: Instant) -> Self {
+    fn unmade(service: Arc<Service>, route: Arc<Route>, started: Instant, limits: Arc<Limits>) -> Self {
         Session {
             limit_rate: None,
             client: None,
             own_request: None,
+            own_body: None,
+            parent: None,
+            as_parent: OnceCell::new(),
+            limits,
+            resume: None,
             service,
             route,
             captures: Captures::default(),
@@ -192,8 +212,11 @@ impl<'a> Session<'a> {
         self.client.as_deref_mut()
     }
 
-    /// The client's address; `None` over a Unix socket and in a subrequest without a client.
+    /// The client's address; `None` over a Unix socket. A subrequest has that of its parent.
     pub fn remote_addr(&self) -> Option<SocketAddr> {
+        if let Some(parent) = &self.parent {
+            return parent.remote_addr;
+        }
         match self.client()?.client_addr()? {
             PeerAddress::Inet(address) => Some(*address),
             PeerAddress::Unix(_) => None,
@@ -207,6 +230,9 @@ impl<'a> Session<'a> {
 
     /// Did the client connect by TLS?
     pub fn is_tls(&self) -> bool {
+        if let Some(parent) = &self.parent {
+            return parent.is_tls;
+        }
         self.client().and_then(|client| client.digest()).is_some_and(|digest| digest.ssl_digest.is_some())
     }
 

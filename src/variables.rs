@@ -6,7 +6,6 @@ use crate::template::{Variable, Variables};
 use http::Version;
 use pingora_http::RequestHeader;
 use std::borrow::Cow;
-use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 impl Variables for Session<'_> {
@@ -15,14 +14,14 @@ impl Variables for Session<'_> {
         Some(match variable {
             Variable::RemoteAddr => self.remote_addr()?.ip().to_string().into(),
             Variable::RemotePort => self.remote_addr()?.port().to_string().into(),
-            Variable::ServerAddr => server_addr(self)?.ip().to_string().into(),
-            Variable::ServerPort => server_addr(self)?.port().to_string().into(),
+            Variable::ServerAddr => self.server_addr()?.ip().to_string().into(),
+            Variable::ServerPort => self.server_addr()?.port().to_string().into(),
             Variable::Host => without_port(self.host()?).to_ascii_lowercase().into(),
             Variable::Uri => request.uri.path().into(),
             Variable::Args => request.uri.query()?.into(),
             Variable::Arg(name) => argument(request.uri.query()?, name)?.into(),
-            Variable::RequestUri => request_uri(self.client_request())?,
-            Variable::RequestMethod => self.client_request().method.as_str().into(),
+            Variable::RequestUri => self.original_uri().or_else(|| request_uri(self.client_request()))?,
+            Variable::RequestMethod => self.original_method().as_str().into(),
             Variable::Scheme => if self.is_tls() { "https" } else { "http" }.into(),
             Variable::Https => self.is_tls().then_some("on")?.into(),
             Variable::ServerProtocol => protocol(self).into(),
@@ -47,17 +46,12 @@ impl Variables for Session<'_> {
     }
 }
 
-/// Where the client's connection was accepted; nothing over a Unix socket.
-fn server_addr(session: &Session<'_>) -> Option<SocketAddr> {
-    session.client()?.server_addr()?.as_inet().copied()
-}
-
 fn known(value: u64) -> Option<Cow<'static, str>> {
     (value > 0).then(|| value.to_string().into())
 }
 
 /// What the client asked for, as it wrote it: path and query.
-fn request_uri(request: &RequestHeader) -> Option<Cow<'_, str>> {
+pub(crate) fn request_uri(request: &RequestHeader) -> Option<Cow<'_, str>> {
     Some(match request.uri.authority() {
         Some(_) => request.uri.path_and_query()?.as_str().into(),
         None => String::from_utf8_lossy(request.raw_path()),

@@ -10,7 +10,7 @@ impl Pass<'_> {
     pub(crate) fn redirected(&mut self) {
         let route = self.session.route_arc().clone();
         let of_service = self.session.service().no_route.chain.len();
-        let own = route.chain.filters.get(of_service..).unwrap_or_default();
+        let own = &route.own_chain.filters;
         let (entered, others) = self.chain.filters.split_at(self.entered);
         self.passed_over.extend(others.iter().cloned().zip(self.contexts.split_off(self.entered)));
         self.contexts.extend(own.iter().map(|filter| filter.phases.new_ctx()));

@@ -6,6 +6,7 @@ use crate::bufs::Bufs;
 use crate::conf::Conf;
 use crate::error::Result;
 use crate::phases::Flow;
+use crate::pipe::Limits;
 use crate::session::Session;
 use pingora_http::RequestHeader;
 use std::sync::Arc;
@@ -23,7 +24,8 @@ impl Walk {
         let services = Millpond::new().services(&conf).expect("it names no filters and no files");
         let (service, route) = (services[0].clone(), services[0].routes[0].clone());
         let request = RequestHeader::build("GET", b"/", None).expect("the request is well formed");
-        Walk(Pass::new(Session::without_client(request, service, route), chain))
+        let limits = Limits::new(1 << 20, 0, std::env::temp_dir());
+        Walk(Pass::new(Session::without_client(request, service, route, limits), chain))
     }
 
     /// The request hooks.

@@ -50,6 +50,8 @@ enum Event {
     Client(Result<Bufs>),
     /// A run of the response body.
     Run(Result<Bufs>),
+    /// A filter has more to say.
+    Resume,
     /// The pipe is dry, and something small waits in the write buffer.
     Dry,
     /// The message is out.
@@ -123,6 +125,11 @@ impl Delivery<'_> {
                     body.pass_on(run);
                 }
                 Event::Run(Ok(run)) => self.filter(pass, run).await?,
+                Event::Resume => {
+                    let mut run = Bufs::new();
+                    let header = pass.resume(&mut run).await?;
+                    self.send(pass, header, run)?;
+                }
                 Event::Run(Err(error)) => {
                     self.flush_small(pass).await?;
                     return Err(error);
@@ -157,7 +164,11 @@ impl Delivery<'_> {
         if std::mem::take(&mut self.unacknowledged) {
             self.source.accepted();
         }
-        match self.source.poll_read(cx) {
+        if pass.poll_resume(cx).is_ready() {
+            return Poll::Ready(Event::Resume);
+        }
+        let read = if pass.may_read() { self.source.poll_read(cx) } else { Poll::Pending };
+        match read {
             Poll::Ready(run) => {
                 self.unacknowledged = true;
                 Poll::Ready(Event::Run(run))
@@ -170,19 +181,30 @@ impl Delivery<'_> {
 
     /// One run through the body hooks, and what comes out of them to the client.
     async fn filter(&mut self, pass: &mut Pass<'_>, mut run: Bufs) -> Result<()> {
-        if !self.rate.is_slice() {
-            if let Some(header) = pass.body_filter(&mut run).await? {
-                let empty = run.is_empty() && run.is_last();
-                self.send_header(pass, header, empty)?;
-            }
-            if pass.holds_header() {
-                return Ok(());
-            }
-            if self.rate.is_limited() {
-                self.rate.pend(run);
-                return Ok(());
-            }
+        if self.rate.is_slice() {
+            return self.write(pass, run);
         }
+        let header = pass.body_filter(&mut run).await?;
+        self.send(pass, header, run)
+    }
+
+    /// What has come out of the filters goes to the client.
+    fn send(&mut self, pass: &mut Pass<'_>, header: Option<ResponseHeader>, run: Bufs) -> Result<()> {
+        if let Some(header) = header {
+            let empty = run.is_empty() && run.is_last();
+            self.send_header(pass, header, empty)?;
+        }
+        if pass.holds_header() {
+            return Ok(());
+        }
+        if self.rate.is_limited() {
+            self.rate.pend(run);
+            return Ok(());
+        }
+        self.write(pass, run)
+    }
+
+    fn write(&mut self, pass: &mut Pass<'_>, mut run: Bufs) -> Result<()> {
         let trailers = if run.is_last() { self.source.trailers() } else { None };
         match pass.session.client_mut() {
             Some(client) => self.writer.body(client, &mut run, trailers),

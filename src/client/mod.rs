@@ -129,14 +129,7 @@ impl ClientBody {
             return Poll::Pending;
         }
         let Some(client) = session.client_mut() else { return Poll::Pending };
-        if client.is_http2() && client.response_written().is_some() {
-            // The writer has the stream by now, and watches it.
-            return Poll::Pending;
-        }
-        match ready!(pin!(client.downstream_session.read_body_or_idle(false)).poll(cx)) {
-            Ok(_) => Poll::Pending,
-            Err(error) => Poll::Ready(Err(gone(error))),
-        }
+        poll_left(cx, client).map(Err)
     }
 
     /// Give a filtered run on to the upstream.
@@ -169,6 +162,18 @@ impl ClientBody {
     /// Has all of the body been read?
     pub(crate) fn is_done(&self) -> bool {
         self.done
+    }
+}
+
+/// Ready when a client, whose request has been read whole, leaves.
+pub(crate) fn poll_left(cx: &mut Context<'_>, client: &mut Client) -> Poll<Error> {
+    if client.is_http2() && client.response_written().is_some() {
+        // The writer has the stream by now, and watches it.
+        return Poll::Pending;
+    }
+    match ready!(pin!(client.downstream_session.read_body_or_idle(false)).poll(cx)) {
+        Ok(_) => Poll::Pending,
+        Err(error) => Poll::Ready(gone(error)),
     }
 }
 

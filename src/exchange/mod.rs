@@ -29,7 +29,6 @@ use crate::chain::Pass;
 use crate::client::ClientBody;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peers::{Chosen, Upstream};
-use crate::pipe::Limits;
 use crate::session::Attempt;
 use connect::connect;
 use http::Method;
@@ -58,7 +57,6 @@ pub(crate) enum Response {
 pub(crate) async fn exchange(
     pass: &mut Pass<'_>,
     upstream: &Arc<Upstream>,
-    limits: &Arc<Limits>,
     body: &mut RequestBody,
     client: &mut ClientBody,
 ) -> Result<Response> {
@@ -69,7 +67,7 @@ pub(crate) async fn exchange(
         let mut fresh = false;
         let failed = loop {
             match attempt(pass, upstream, &chosen, body, client, fresh).await {
-                Ok(answered) => match judge(pass, &mut next, chosen, answered, body, limits)? {
+                Ok(answered) => match judge(pass, &mut next, chosen, answered, body)? {
                     Judged::PassOn(response) => return Ok(*response),
                     Judged::TryNext => break None,
                 },
@@ -168,7 +166,6 @@ fn judge(
     chosen: Chosen,
     answered: Answered,
     body: &mut RequestBody,
-    limits: &Arc<Limits>,
 ) -> Result<Judged> {
     let Answered { received, mut wire } = answered;
     let header = match received {
@@ -191,6 +188,7 @@ fn judge(
     }
     let route = pass.session.route_arc().clone();
     let is_head = pass.session.request().method == Method::HEAD;
+    let limits = pass.session.limits();
     let response = ResponseBody::take_over(&route, is_head, header, wire, chosen, body.hand_over(), limits);
     Ok(Judged::PassOn(Box::new(response)))
 }
@@ -208,11 +206,11 @@ mod tests {
     use super::*;
     use crate::app::Millpond;
     use crate::conf::Conf;
+    use crate::pipe::Limits;
     use crate::session::Session;
     use bytes::Bytes;
     use pingora_http::RequestHeader;
     use std::future::poll_fn;
-    use std::task::Poll;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -244,35 +242,23 @@ mod tests {
         let route = service.routes[0].clone();
         let upstream = route.upstream().unwrap().clone();
         let request = RequestHeader::build("GET", b"/page", None).unwrap();
-        let mut pass = Pass::new(Session::without_client(request, service.clone(), route.clone()), &route.chain);
         let limits = Limits::new(1 << 20, 0, std::env::temp_dir());
+        let session = Session::without_client(request, service.clone(), route.clone(), limits);
+        let mut pass = Pass::new(session, &route.chain);
         let mut body = RequestBody::None(crate::protocol::BodyLength::None);
         let mut client = ClientBody::new(&route.conf, false);
 
-        let response = exchange(&mut pass, &upstream, &limits, &mut body, &mut client).await.unwrap();
+        let response = exchange(&mut pass, &upstream, &mut body, &mut client).await.unwrap();
         let Response::Message(header, response) = response else { panic!("no message") };
         assert_eq!(header.status, 200);
         assert_eq!(read(response).await, "hello");
     }
 
-    async fn read(response: ResponseBody) -> Bytes {
-        match response {
-            ResponseBody::Whole { mut body, .. } => body.take_all(),
-            ResponseBody::Piped { mut reader, mut fill } => {
-                let mut all = crate::bufs::Bufs::new();
-                poll_fn(|cx| {
-                    while fill.poll_step(cx) == Poll::Ready(true) {}
-                    while let Poll::Ready(run) = reader.poll_read(cx) {
-                        all.append(run.unwrap());
-                        if all.is_last() {
-                            return Poll::Ready(());
-                        }
-                    }
-                    Poll::Pending
-                })
-                .await;
-                all.take_all()
-            }
+    async fn read(mut response: ResponseBody) -> Bytes {
+        let mut all = crate::bufs::Bufs::new();
+        while !all.is_last() {
+            all.append(poll_fn(|cx| response.poll_run(cx)).await.unwrap());
         }
+        all.take_all()
     }
 }

@@ -12,7 +12,9 @@ use crate::peers::Chosen;
 use crate::peers::pool::Connection;
 use crate::pipe::{Limits, PipeConf, PipeReader, PipeStats, PipeWriter, pipe};
 use crate::protocol::{BodyLength, Input};
+use crate::proxy::note_upstream;
 use crate::routes::Route;
+use crate::session::Session;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
@@ -77,6 +79,38 @@ impl ResponseBody {
         let length = header.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         fill.begin(early.map(|early| early.body), length);
         Response::Message(header, ResponseBody::Piped { reader, fill: Box::new(fill) })
+    }
+
+    /// The next run, for a reader without a client: asking for it accepts the one before. An end is said as often as it
+    /// is asked for.
+    pub(crate) fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bufs>> {
+        match self {
+            ResponseBody::Whole { body, .. } => Poll::Ready(Ok(std::mem::replace(body, Bufs::end_of_body()))),
+            ResponseBody::Piped { reader, fill } => {
+                reader.accepted();
+                loop {
+                    let moved = fill.poll_step(cx) == Poll::Ready(true);
+                    if let Poll::Ready(run) = reader.poll_read(cx) {
+                        return Poll::Ready(run);
+                    }
+                    if !moved {
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tell the session, and the route's metrics, what has become of it.
+    pub(crate) fn note(mut self, session: &mut Session<'_>) {
+        match &mut self {
+            ResponseBody::Whole { upstream, .. } => note_upstream(session, upstream),
+            ResponseBody::Piped { reader, fill } => {
+                note_upstream(session, &fill.report());
+                session.buffered = reader.stats();
+                fill.count(&session.buffered);
+            }
+        }
     }
 
     /// The client gets no body, whatever the upstream sends.

@@ -23,7 +23,8 @@ pub(crate) enum RequestBody {
 }
 
 impl RequestBody {
-    pub(crate) fn stored(spool: Spool) -> Self {
+    pub(crate) fn stored(mut spool: Spool) -> Self {
+        spool.finish();
         RequestBody::Stored { spool: Arc::new(spool), reader: None }
     }
 
