@@ -30,6 +30,7 @@ mod retries;
 mod routes;
 mod servers;
 mod smuggling;
+mod subrequests;
 mod support;
 mod timeouts;
 mod tls_h2;

@@ -358,6 +358,11 @@ impl Drop for Proxy {
 pub struct Access(String);
 
 impl Access {
+    /// The line.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
     /// A variable's value, by its name without the dollar.
     pub fn field(&self, name: &str) -> &str {
         let index = FIELDS.iter().position(|field| *field == name).expect("a field of the log");
