@@ -1,5 +1,6 @@
 //! Filters that start requests of their own: `auth_request`, `fallback`, `mirror`, `include`.
 
+use crate::support::client::{Framing, framing};
 use crate::support::http2::Http2;
 use crate::support::origin::Refusing;
 use crate::support::*;
@@ -309,13 +310,34 @@ fn include() -> Value {
     json!({ "include": { "on_error": "[gone]" } })
 }
 
+/// The rest of a body.
+async fn rest(client: &mut Client, framing: &mut Framing) -> String {
+    let mut rest = Vec::new();
+    while let Some(piece) = client.body_piece(framing).await.unwrap() {
+        rest.extend(piece);
+    }
+    String::from_utf8(rest).unwrap()
+}
+
 #[tokio::test]
 async fn includes_are_fetched_side_by_side_and_stand_in_order() {
-    let app = page(&[
-        "<p>one <!--# include virtual=\"/other/1\" --> two <!--# incl",
-        "ude virtual=\"/other/2\" --> three <esi:include src=\"/other/3\"/",
-        "> end <!--# echo var=\"x\" --><!-- x -->",
-    ])
+    let go = Arc::new(Notify::new());
+    let app = Origin::start({
+        let go = go.clone();
+        move |mut conn| {
+            let go = go.clone();
+            async move {
+                conn.request().await;
+                conn.send("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 151\r\n\r\n").await;
+                conn.send("<p>one <!--# include virtual=\"/other/1\" --> two <!--# incl").await;
+                go.notified().await;
+                conn.send(
+                    "ude virtual=\"/other/2\" --> three <esi:include src=\"/other/3\"/> end <!--# echo x --><!-- x -->",
+                )
+                .await;
+            }
+        }
+    })
     .await;
     let together = Arc::new(Barrier::new(3));
     let other = Origin::start(move |mut conn| {
@@ -330,9 +352,15 @@ async fn includes_are_fetched_side_by_side_and_stand_in_order() {
     })
     .await;
     let proxy = beside(&app, &other, include()).start().await;
-    let expected = "<p>one (/other/1) two (/other/2) three (/other/3) end <!--# echo var=\"x\" --><!-- x -->";
-    let response = proxy.connect().await.get("/").await;
-    assert_eq!((response.text().as_str(), response.header("content-length")), (expected, None));
+    let mut client = proxy.connect().await;
+    client.send_request("GET", "/", "").await;
+    let head = client.head().await;
+    assert_eq!(head.header("content-length"), None);
+    let mut framing = framing(&head, "GET");
+    assert_eq!(client.body_piece(&mut framing).await.unwrap().unwrap(), b"<p>one ");
+    go.notify_one();
+    let expected = "(/other/1) two (/other/2) three (/other/3) end <!--# echo x --><!-- x -->";
+    assert_eq!(rest(&mut client, &mut framing).await, expected);
 }
 
 #[tokio::test]
@@ -357,15 +385,11 @@ async fn what_stands_before_an_include_does_not_wait_for_it() {
     let mut client = proxy.connect().await;
     client.send_request("GET", "/", "").await;
     let head = client.head().await;
-    let mut framing = crate::support::client::framing(&head, "GET");
+    let mut framing = framing(&head, "GET");
     let first = client.body_piece(&mut framing).await.unwrap().unwrap();
     assert_eq!(first, b"before ");
     go.notify_one();
-    let mut rest = Vec::new();
-    while let Some(piece) = client.body_piece(&mut framing).await.unwrap() {
-        rest.extend(piece);
-    }
-    assert_eq!(String::from_utf8(rest).unwrap(), "inside after");
+    assert_eq!(rest(&mut client, &mut framing).await, "inside after");
 }
 
 #[tokio::test]
