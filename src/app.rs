@@ -14,13 +14,14 @@ use crate::protocol::http1::Http1;
 use crate::protocol::{self, Protocol, Protocols, Scope};
 use crate::reload::Running;
 use crate::routes::{Route, Service};
-use crate::scope::FilterScope;
+use crate::scope::{FilterScope, Site};
 use crate::supervisor::Supervisor;
 use crate::upgrade::{Signals, Sockets};
 use clap::Parser;
 use pingora_core::server::configuration::Opt;
 use pingora_core::server::{RunArgs, Server};
 use serde::de::DeserializeOwned;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
@@ -211,17 +212,18 @@ impl Millpond {
     /// them.
     pub(crate) fn build(&self, conf: &Conf, in_use: &[Arc<Upstream>]) -> Result<Built, ConfErrors> {
         let mut errors = Vec::new();
-        let mut upstreams = BTreeMap::new();
+        let mut site = Site {
+            upstreams: BTreeMap::new(),
+            origins: RefCell::default(),
+            protocols: &self.protocols,
+            server: &conf.server,
+            in_use,
+        };
         for (name, upstream) in &conf.upstreams {
             errors.extend(self.protocols.check(upstream).err());
-            let before = in_use.iter().find(|in_use| in_use.name() == name);
-            let made = match before {
-                Some(before) if before.conf == *upstream => Ok(before.clone()),
-                before => Upstream::new(upstream.clone(), &conf.server, before.map(|before| &**before)).map(Arc::new),
-            };
-            match made {
+            match site.group(upstream) {
                 Ok(upstream) => {
-                    upstreams.insert(name.clone(), upstream);
+                    site.upstreams.insert(name.clone(), upstream);
                 }
                 Err(text) => errors.push(ConfError {
                     file: String::new(),
@@ -234,13 +236,16 @@ impl Millpond {
         }
         let certificates = read_certificates(conf, &mut errors);
         let services =
-            conf.services.iter().map(|service| Arc::new(self.service(service, &upstreams, &mut errors))).collect();
+            conf.services.iter().map(|service| Arc::new(self.service(service, &site, &mut errors))).collect();
         for error in &mut errors {
             error.file.clone_from(&conf.file);
             error.place = error.place.or_else(|| conf.places.find(&error.path));
         }
         match errors.is_empty() {
-            true => Ok(Built { services, upstreams: upstreams.into_values().collect(), certificates }),
+            true => {
+                let upstreams = site.upstreams.into_values().chain(site.origins.into_inner().into_values()).collect();
+                Ok(Built { services, upstreams, certificates })
+            }
             false => Err(ConfErrors(errors)),
         }
     }
@@ -250,18 +255,13 @@ impl Millpond {
         self.build(conf, &[]).map(|built| built.services)
     }
 
-    fn service(
-        &self,
-        conf: &conf::Service,
-        upstreams: &BTreeMap<String, Arc<Upstream>>,
-        errors: &mut Vec<ConfError>,
-    ) -> Service {
+    fn service(&self, conf: &conf::Service, site: &Site<'_>, errors: &mut Vec<ConfError>) -> Service {
         let first = &conf.routes[0];
-        let outer = self.filters(&conf.filters, (&conf.name, first), upstreams, errors);
+        let outer = self.filters(&conf.filters, (&conf.name, first), site, errors);
         let mut routes = Vec::with_capacity(conf.routes.len());
         for route in &conf.routes {
-            let own = self.filters(&route.filters, (&conf.name, route), upstreams, errors);
-            let upstream = route.upstream.as_ref().and_then(|name| upstreams.get(name)).cloned();
+            let own = self.filters(&route.filters, (&conf.name, route), site, errors);
+            let upstream = route.upstream.as_ref().and_then(|name| site.upstreams.get(name)).cloned();
             routes.push(Arc::new(Route {
                 chain: Arc::new(Chain::new(outer.iter().chain(&own).cloned())),
                 own_chain: Arc::new(Chain::new(own)),
@@ -279,7 +279,7 @@ impl Millpond {
         &self,
         filters: &[conf::Filter],
         (service, route): (&str, &conf::Route),
-        upstreams: &BTreeMap<String, Arc<Upstream>>,
+        site: &Site<'_>,
         errors: &mut Vec<ConfError>,
     ) -> Vec<Arc<Filter>> {
         let mut made = Vec::with_capacity(filters.len());
@@ -288,8 +288,7 @@ impl Millpond {
                 errors.push(self.unknown_filter(filter));
                 continue;
             };
-            let protocols = &self.protocols;
-            let scope = FilterScope { filter: &filter.name, service, route, upstreams, protocols };
+            let scope = FilterScope { filter: &filter.name, service, route, site };
             match factory(&filter.conf, &scope) {
                 Ok(filter) => made.push(filter),
                 Err(error) => errors.push(error.at(&filter.path, &filter.conf, filter.place)),

@@ -13,6 +13,8 @@ pub mod forwarded;
 pub mod headers;
 #[path = "../filters/include.rs"]
 pub mod include;
+#[path = "../filters/jwt.rs"]
+pub mod jwt;
 #[path = "../filters/mirror.rs"]
 pub mod mirror;
 #[path = "../filters/request_id.rs"]
@@ -28,6 +30,7 @@ pub(crate) fn register(millpond: Millpond) -> Millpond {
         .filter("forwarded", |conf| Ok(forwarded::Forwarded::new(conf)))
         .filter("headers", |conf| Ok(headers::Headers::new(conf)))
         .filter("include", |conf| Ok(include::Include::new(conf)))
+        .filter_in("jwt", jwt::Jwt::new)
         .filter_in("mirror", mirror::Mirror::new)
         .filter("request_id", request_id::RequestId::new)
         .filter("sub", sub::Sub::new)
