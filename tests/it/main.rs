@@ -19,6 +19,7 @@ mod filters;
 mod framing;
 mod health;
 mod internal_redirects;
+mod jwt;
 mod keepalive;
 mod memcached;
 mod observability;
