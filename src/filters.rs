@@ -3,6 +3,8 @@
 
 use crate::app::Millpond;
 
+#[path = "../filters/concurrency_limit.rs"]
+pub mod concurrency_limit;
 #[path = "../filters/forwarded.rs"]
 pub mod forwarded;
 #[path = "../filters/headers.rs"]
@@ -15,6 +17,7 @@ pub mod sub;
 /// Register them all.
 pub(crate) fn register(millpond: Millpond) -> Millpond {
     millpond
+        .filter("concurrency_limit", concurrency_limit::ConcurrencyLimit::new)
         .filter("forwarded", |conf| Ok(forwarded::Forwarded::new(conf)))
         .filter("headers", |conf| Ok(headers::Headers::new(conf)))
         .filter("request_id", request_id::RequestId::new)

@@ -20,6 +20,7 @@ mod framing;
 mod health;
 mod internal_redirects;
 mod keepalive;
+mod limits;
 mod memcached;
 mod observability;
 mod protocols;
