@@ -9,6 +9,8 @@ pub mod concurrency_limit;
 pub mod forwarded;
 #[path = "../filters/headers.rs"]
 pub mod headers;
+#[path = "../filters/rate_limit.rs"]
+pub mod rate_limit;
 #[path = "../filters/request_id.rs"]
 pub mod request_id;
 #[path = "../filters/sub.rs"]
@@ -20,6 +22,7 @@ pub(crate) fn register(millpond: Millpond) -> Millpond {
         .filter("concurrency_limit", concurrency_limit::ConcurrencyLimit::new)
         .filter("forwarded", |conf| Ok(forwarded::Forwarded::new(conf)))
         .filter("headers", |conf| Ok(headers::Headers::new(conf)))
+        .filter("rate_limit", rate_limit::RateLimit::new)
         .filter("request_id", request_id::RequestId::new)
         .filter("sub", sub::Sub::new)
 }
