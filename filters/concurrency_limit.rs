@@ -4,12 +4,12 @@
 //! - concurrency_limit: { key: $remote_addr, max: 10, status: 503 }
 //! ```
 //!
-//! A request counts from this filter on until its last byte is out or it has failed, a tunnel until it is closed. A request
-//! whose key is empty is not limited. Every place in the configuration counts for itself and anew after a reload, unless
-//! it names a `zone`: places with the same zone count together, and a reload changes nothing about that.
+//! A request counts from this filter on until its last byte is out or it has failed, a tunnel until it is closed. A
+//! request whose key is empty is not limited. Every place in the configuration counts for itself and anew after a
+//! reload, unless it names a `zone`: places with the same zone count together, and a reload changes nothing about that.
 //!
-//! Memory grows with the requests in flight and not with the keys that were ever seen. `millpond_concurrency_limit_rejected_total`
-//! counts, by service and route, what was turned away.
+//! Memory grows with the requests in flight, and not with the keys that were ever seen.
+//! `millpond_concurrency_limit_rejected_total` counts, by service and route, what was turned away.
 //!
 //! The same in code, under a name of one's own:
 //!

@@ -1,7 +1,8 @@
 //! The store of `rate_limit`: buckets in a Redis that several proxies share.
 //!
-//! One task per store connects, and connects again when the connection is lost; requests only ever use what is there. The
-//! clock is Redis's own, and a script counts a request in one step: neither the number of proxies nor their clocks matter.
+//! One task per store connects, and connects again when the connection is lost; requests only ever use what is there.
+//! The clock is Redis's own, and a script counts a request in one step: neither the number of proxies nor their clocks
+//! matter.
 
 use super::{Limit, RateLimitConf, Taken};
 use millpond::conf::Secret;
@@ -20,8 +21,8 @@ use tokio::time::{sleep, timeout};
 /// From the first attempt to connect again to the next, and to those after many.
 const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 
-/// The same arithmetic as `Limit::take`, in microseconds, which a Lua number holds exactly for any date. Its reply: whether
-/// the request passes, and how long before its turn it came. A bucket expires when it is empty.
+/// The same arithmetic as `Limit::take`, in microseconds, which a Lua number holds exactly for any date. Its reply:
+/// whether the request passes, and how long before its turn it came. A bucket expires when it is empty.
 const TAKE: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]

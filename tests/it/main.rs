@@ -6,6 +6,7 @@
 mod aborts;
 mod admin;
 mod balance;
+mod body_filters;
 mod buffering;
 mod chain;
 mod config;
