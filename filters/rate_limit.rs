@@ -179,7 +179,7 @@ impl RateLimit {
     /// Make it from its configuration.
     ///
     /// # Errors
-    /// `max_keys` is 0, `status` is no error's, the rate takes more than a year to make `burst` good, or `store` is no
+    /// `max_keys` or `store_timeout` is 0, `status` is no error's, the rate takes more than a year to make `burst` good, or `store` is no
     /// URL of a Redis.
     pub fn new(conf: RateLimitConf) -> Result<Self> {
         let expected = |text: String| Err(Error::new(ErrorKind::Filter, text));
@@ -188,6 +188,9 @@ impl RateLimit {
         }
         if conf.max_keys == 0 {
             return expected("at least 1 as `max_keys`, not 0".to_owned());
+        }
+        if conf.store_timeout.0.is_zero() {
+            return expected("more than 0 as `store_timeout`".to_owned());
         }
         let limit = Limit::new(conf.rate, conf.burst);
         if limit.tolerance > 366 * 24 * 3600 * NANOS {
@@ -289,6 +292,7 @@ mod tests {
         for wrong in [
             r#"{ "rate": "1/s", "status": 200 }"#,
             r#"{ "rate": "1/s", "max_keys": 0 }"#,
+            r#"{ "rate": "1/s", "store_timeout": "0s" }"#,
             r#"{ "rate": "1/h", "burst": 4000000000 }"#,
             r#"{ "rate": "1/s", "store": "http://user:s3cret@127.0.0.1" }"#,
             r#"{ "rate": "1/s", "store": "rediss://127.0.0.1" }"#,

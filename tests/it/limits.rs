@@ -1,5 +1,6 @@
 //! The filters that limit what a client may do: how many requests, how large, how fast.
 
+use crate::support::http2::{Http2, get};
 use crate::support::load::Load;
 use crate::support::servers::{installed, redis, redis_at};
 use crate::support::*;
@@ -80,6 +81,21 @@ async fn concurrency_limit_lets_go_of_requests_that_fail() {
     go_on.add_permits(1000);
     until_let_in(&proxy, "").await;
     assert_eq!(in_flight(&proxy, &origin, &["", ""]).await.len(), 2, "both places are free again");
+}
+
+#[tokio::test]
+async fn concurrency_limit_counts_the_streams_of_one_connection() {
+    let (origin, go_on) = waiting().await;
+    let setup = with(&origin, json!({ "concurrency_limit": { "max": 2 } })).tls(&[&Certificate::new("test")]);
+    let proxy = setup.start().await;
+    let mut client = Http2::connect_tls(proxy.ports.tls, "test").await;
+    let [(first, _), (second, _)] = [client.open(get("/"), true).await, client.open(get("/"), true).await];
+    origin.wait("both requests are there", |seen| seen.requests.len() == 2).await;
+    assert_eq!(client.get("/").await.status, 503);
+    go_on.add_permits(2);
+    for answer in [first, second] {
+        assert_eq!(within("an answer", answer).await.unwrap().status(), 200);
+    }
 }
 
 #[tokio::test]
