@@ -5,8 +5,16 @@ use crate::app::Millpond;
 
 #[path = "../filters/auth_request.rs"]
 pub mod auth_request;
+#[path = "../filters/body_limit.rs"]
+pub mod body_limit;
+#[path = "../filters/body_rate.rs"]
+pub mod body_rate;
+#[path = "../filters/concurrency_limit.rs"]
+pub mod concurrency_limit;
 #[path = "../filters/fallback.rs"]
 pub mod fallback;
+#[path = "../filters/fault.rs"]
+pub mod fault;
 #[path = "../filters/forwarded.rs"]
 pub mod forwarded;
 #[path = "../filters/headers.rs"]
@@ -15,8 +23,12 @@ pub mod headers;
 pub mod include;
 #[path = "../filters/jwt.rs"]
 pub mod jwt;
+#[path = "../filters/log_body.rs"]
+pub mod log_body;
 #[path = "../filters/mirror.rs"]
 pub mod mirror;
+#[path = "../filters/rate_limit.rs"]
+pub mod rate_limit;
 #[path = "../filters/request_id.rs"]
 pub mod request_id;
 #[path = "../filters/sub.rs"]
@@ -26,12 +38,18 @@ pub mod sub;
 pub(crate) fn register(millpond: Millpond) -> Millpond {
     millpond
         .filter("auth_request", auth_request::AuthRequest::new)
+        .filter("body_limit", |conf| Ok(body_limit::BodyLimit::new(conf)))
+        .filter("body_rate", body_rate::BodyRate::new)
+        .filter("concurrency_limit", concurrency_limit::ConcurrencyLimit::new)
         .filter("fallback", fallback::Fallback::new)
+        .filter("fault", fault::Fault::new)
         .filter("forwarded", |conf| Ok(forwarded::Forwarded::new(conf)))
         .filter("headers", |conf| Ok(headers::Headers::new(conf)))
         .filter("include", |conf| Ok(include::Include::new(conf)))
         .filter_in("jwt", jwt::Jwt::new)
+        .filter("log_body", log_body::LogBody::new)
         .filter_in("mirror", mirror::Mirror::new)
+        .filter("rate_limit", rate_limit::RateLimit::new)
         .filter("request_id", request_id::RequestId::new)
         .filter("sub", sub::Sub::new)
 }

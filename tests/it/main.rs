@@ -6,6 +6,7 @@
 mod aborts;
 mod admin;
 mod balance;
+mod body_filters;
 mod buffering;
 mod chain;
 mod config;
@@ -21,6 +22,7 @@ mod health;
 mod internal_redirects;
 mod jwt;
 mod keepalive;
+mod limits;
 mod memcached;
 mod observability;
 mod protocols;

@@ -135,13 +135,22 @@ pub async fn memcached(more: &[&str]) -> Server {
 
 /// Redis without a disk; `more` is its command line's end, as `&["--requirepass", "secret"]`.
 pub async fn redis(more: &[&str]) -> Server {
-    spawn("redis-server", |dir, port| {
-        let mut command = Command::new("/usr/bin/redis-server");
-        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", &port.to_string(), "--dir"]);
-        command.arg(dir).args(more).process_group(0);
-        command
+    spawn("redis-server", |dir, port| redis_command(dir, port, more)).await
+}
+
+/// Redis where one has been killed.
+pub async fn redis_at(addr: SocketAddr) -> Server {
+    eventually("Redis comes back", async || {
+        try_spawn("redis-server", addr, |dir, port| redis_command(dir, port, &[])).await
     })
     .await
+}
+
+fn redis_command(dir: &Path, port: u16, more: &[&str]) -> Command {
+    let mut command = Command::new("/usr/bin/redis-server");
+    command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", &port.to_string(), "--dir"]);
+    command.arg(dir).args(more).process_group(0);
+    command
 }
 
 /// PHP-FPM; its scripts are in `htdocs`. What PHP complains about goes to FastCGI's standard error.
@@ -207,17 +216,25 @@ async fn start(name: &str, prepare: impl Fn(&Path, u16) -> Command) -> Server {
 /// Write the files and start; another port if somebody took this one meanwhile. It is ready when it listens.
 async fn spawn(name: &str, prepare: impl Fn(&Path, u16) -> Command) -> Server {
     for _ in 0..5 {
-        let dir = tempfile::Builder::new().prefix("millpond-it-").tempdir().unwrap();
-        fs::create_dir(dir.path().join("htdocs")).unwrap();
-        open_to_all(dir.path());
         let addr = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-        let mut process = Process::spawn(&mut prepare(dir.path(), addr.port()));
-        if process.listens_at(&[addr]).await {
-            return Server { addr, dir, process };
+        if let Some(server) = try_spawn(name, addr, &prepare).await {
+            return server;
         }
-        eprintln!("{name} ended:\n{}", process.log());
     }
     panic!("{name} does not start");
+}
+
+/// `None` if it ends instead, or finds the port taken.
+async fn try_spawn(name: &str, addr: SocketAddr, prepare: impl Fn(&Path, u16) -> Command) -> Option<Server> {
+    let dir = tempfile::Builder::new().prefix("millpond-it-").tempdir().unwrap();
+    fs::create_dir(dir.path().join("htdocs")).unwrap();
+    open_to_all(dir.path());
+    let mut process = Process::spawn(&mut prepare(dir.path(), addr.port()));
+    if process.listens_at(&[addr]).await {
+        return Some(Server { addr, dir, process });
+    }
+    eprintln!("{name} ended:\n{}", process.log());
+    None
 }
 
 /// The workers run as another user.
