@@ -354,6 +354,34 @@ async fn no_key_is_a_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_path_has_one_key_and_one_server_however_it_is_written() {
+    let Some((server, mut direct)) = start(&[]).await else { return };
+    let Some((other, _)) = start(&[]).await else { return };
+    let by_path = json!({ "key": "$uri", "writes": true });
+    let proxy = setup(json!([server.addr]), by_path.clone()).start().await;
+    let mut client = proxy.connect().await;
+    // nginx's `set $memcached_key $uri` makes the same keys of these.
+    for (path, key) in [
+        ("/a%20b", "/a%20b"),
+        ("/%61//b/../c", "/a/c"),
+        ("/x%0D%0Aflush_all%0D%0A", "/x%0D%0Aflush_all%0D%0A"),
+        ("/%C3%A9", "/é"),
+        ("/%2525", "/%2525"),
+    ] {
+        assert_eq!(client.post("PUT", path, path.as_bytes()).await.status, 204);
+        assert_eq!(direct.value(key).await.as_deref(), Some(path.as_bytes()), "{key:?}");
+    }
+
+    let hash = json!({ "balance": "hash", "hash_key": "$uri" });
+    let proxy = setup(json!([server.addr, other.addr]), by_path).upstream(hash).start().await;
+    let mut client = proxy.connect().await;
+    for key in 0..20 {
+        assert_eq!(client.post("PUT", &format!("/k{key}"), b"value").await.status, 204);
+        assert_eq!(client.get(&format!("/./%6b{key}")).await.text(), "value", "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn headers_and_queries_in_a_key_are_no_commands_either() {
     let Some((server, mut direct)) = start(&[]).await else { return };
     let key = json!({ "key": "$http_x_key/$args", "writes": true });
