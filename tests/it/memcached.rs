@@ -4,8 +4,11 @@ use crate::support::origin::Conn;
 use crate::support::servers::{Server, installed, memcached};
 use crate::support::*;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+use tokio::sync::Barrier;
+use tokio::task::JoinSet;
 
 /// A connection to the server that goes around the proxy.
 struct Direct(BufReader<TcpStream>);
@@ -304,6 +307,54 @@ async fn many_clients_that_do_not_read_hold_no_server() {
         let (read, length) = read.await.unwrap();
         assert_eq!(read, length);
     }
+    eventually("the temporary files are gone", async || proxy.temp_files().is_empty().then_some(())).await;
+}
+
+/// Its clients are slow; each asks for four values, one behind the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_values_go_to_slow_clients() {
+    const CLIENTS: u64 = 250;
+    const EACH: u64 = 4;
+    let Some((server, mut direct)) = start(&[]).await else { return };
+    // Another client's value would be seen by its length.
+    let length = |value: u64| MIB + value % 8;
+    for value in 0..8 {
+        direct.set(&value.to_string(), 0, &pattern::body(length(value))).await;
+    }
+    let proxy = setup(json!([server.addr]), json!({})).start().await;
+    assert_eq!(proxy.connect().await.get("/0").await.status, 200);
+    let before = proxy.memory();
+
+    let gate = Arc::new(Barrier::new(CLIENTS as usize + 1));
+    let mut clients = JoinSet::new();
+    for index in 0..CLIENTS {
+        let (mut client, gate) = (proxy.connect().await, gate.clone());
+        clients.spawn(async move {
+            for value in (index..).take(EACH as usize) {
+                client.send_request("GET", &format!("/{}", value % 8), "").await;
+                let head = client.head().await;
+                if value == index {
+                    gate.wait().await;
+                    gate.wait().await;
+                }
+                assert_eq!(client.pattern_at(&head, MIB).await, length(value));
+            }
+        });
+    }
+    within("every client has a header", gate.wait()).await;
+    eventually("the server is free although nobody has read", async || free(&proxy).await).await;
+    let mut most = proxy.memory();
+    within("the clients go on", gate.wait()).await;
+    while let Some(done) = clients.join_next().await {
+        done.unwrap();
+        most = most.max(proxy.memory());
+    }
+
+    let (grown, bound) = (most.saturating_sub(before), CLIENTS * (16 * 16 + 64) * KIB + 4 * MIB);
+    assert!(grown < bound, "memory grew by {grown} bytes, {bound} would do");
+    let lines = proxy.access_log((CLIENTS * EACH) as usize + 1).await;
+    assert!(lines.iter().all(|line| line.field("status") == "200"));
+    eventually("the server is free again", async || free(&proxy).await).await;
     eventually("the temporary files are gone", async || proxy.temp_files().is_empty().then_some(())).await;
 }
 
