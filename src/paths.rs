@@ -1,7 +1,8 @@
 //! Request paths as routes see them.
 
 use crate::error::{Error, ErrorKind, Result};
-use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+use crate::template::{Variable, Variables};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode};
 use std::borrow::Cow;
 
 /// What a path must not carry as it is: nginx's `NGX_ESCAPE_URI`.
@@ -77,6 +78,34 @@ pub(crate) fn encode(path: &[u8]) -> String {
     percent_encode(path, UNSAFE).to_string()
 }
 
+/// A request's values where no URL is made of them: keys, and variables of applications. `$uri` is nginx's there, decoded
+/// and normal, so that all that is one path for a route is one key. Bytes that are no UTF-8 stay encoded.
+pub(crate) struct Decoded<'a>(pub(crate) &'a dyn Variables);
+
+impl Variables for Decoded<'_> {
+    fn value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
+        let value = self.0.value(variable)?;
+        if *variable != Variable::Uri {
+            return Some(value);
+        }
+        match normal(value.as_bytes()) {
+            Ok(Cow::Owned(path)) => Some(readable(&path).into()),
+            // Nothing was to be done; or a filter has made something else of the path.
+            Ok(Cow::Borrowed(_)) | Err(_) => Some(value),
+        }
+    }
+}
+
+/// As text; what is none is `%FF`.
+fn readable(path: &[u8]) -> String {
+    let mut text = String::with_capacity(path.len());
+    for chunk in path.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(percent_encode(chunk.invalid(), NON_ALPHANUMERIC));
+    }
+    text
+}
+
 fn decode(path: &[u8]) -> Result<Vec<u8>, &'static str> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut bytes = path.iter();
@@ -120,6 +149,31 @@ mod tests {
             ("/..a/.b/", "/..a/.b/"),
         ] {
             assert_eq!(normal(path), expected, "{path}");
+        }
+    }
+
+    /// A request with nothing but this path.
+    struct Path(&'static str);
+
+    impl Variables for Path {
+        fn value(&self, _: &Variable) -> Option<Cow<'_, str>> {
+            Some(self.0.into())
+        }
+    }
+
+    #[test]
+    fn a_key_has_the_path_decoded() {
+        for (path, expected) in [
+            ("/a/b", "/a/b"),
+            ("/%61//b/../c", "/a/c"),
+            ("/a%20b%0D%0A%25", "/a b\r\n%"),
+            ("/caf%C3%A9", "/caf\u{e9}"),
+            ("/%FF%61%C3", "/%FFa%C3"),
+            ("/%zz", "/%zz"),
+        ] {
+            let path = Path(path);
+            assert_eq!(Decoded(&path).value(&Variable::Uri).unwrap(), expected, "{}", path.0);
+            assert_eq!(Decoded(&path).value(&Variable::RequestUri).unwrap(), path.0);
         }
     }
 

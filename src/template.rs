@@ -39,7 +39,8 @@ pub enum Variable {
     ServerPort,
     /// The request's host, lower case, without the port.
     Host,
-    /// The path as it now stands, filters may have changed it.
+    /// The path as it now stands, filters may have changed it. Decoded and normal only where no URL is made of it: in
+    /// `hash_key` and in the settings of protocols.
     Uri,
     /// The query without `?`.
     Args,

@@ -29,6 +29,7 @@ pub(crate) use standing::Health;
 use crate::conf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::UpstreamMetrics;
+use crate::paths::Decoded;
 use crate::session::Session;
 use arc_swap::ArcSwap;
 use balance::Key;
@@ -239,7 +240,7 @@ impl Upstream {
     /// What the choice for this request goes by.
     fn key(&self, session: &Session<'_>) -> Key {
         match (self.conf.balance, &self.conf.hash_key) {
-            (conf::Balance::Hash, Some(key)) => Key::Text(key.render(session).into_owned()),
+            (conf::Balance::Hash, Some(key)) => Key::Text(key.render(&Decoded(session)).into_owned()),
             (conf::Balance::IpHash, _) => Key::Address(session.remote_addr().map(|address| address.ip())),
             _ => Key::None,
         }

@@ -1,7 +1,7 @@
 //! [`Request`]: what a protocol is told of a request.
 
 use crate::error::Result;
-use crate::paths;
+use crate::paths::{self, Decoded};
 use crate::template::{Template, Variable, Variables};
 use pingora_http::RequestHeader;
 use std::borrow::Cow;
@@ -21,7 +21,7 @@ pub enum BodyLength {
 pub struct Request<'a> {
     header: &'a RequestHeader,
     body: BodyLength,
-    variables: &'a dyn Variables,
+    variables: Decoded<'a>,
     keepalive: bool,
 }
 
@@ -29,7 +29,7 @@ impl<'a> Request<'a> {
     /// For tests of codecs: a request on a connection that will not be kept. Where no template needs a value, `&()` will
     /// do for `variables`.
     pub fn new(header: &'a RequestHeader, body: BodyLength, variables: &'a dyn Variables) -> Self {
-        Request { header, body, variables, keepalive: false }
+        Request { header, body, variables: Decoded(variables), keepalive: false }
     }
 
     /// The same on a connection that may be kept behind it.
@@ -62,13 +62,14 @@ impl<'a> Request<'a> {
         self.header.uri.query()
     }
 
-    /// A text of the protocol's settings with the values of the client's request, and what its path captured.
-    pub fn render(&self, template: &'a Template) -> Cow<'a, str> {
-        template.render(self.variables)
+    /// A text of the protocol's settings with the values of the client's request, and what its path captured. `$uri` is
+    /// nginx's here: decoded, with slashes merged and dot segments resolved.
+    pub fn render<'s>(&'s self, template: &'s Template) -> Cow<'s, str> {
+        template.render(&self.variables)
     }
 
     /// One value of the client's request: addresses, scheme, names. `None` if there is none.
-    pub fn variable(&self, variable: &Variable) -> Option<Cow<'a, str>> {
+    pub fn variable(&self, variable: &Variable) -> Option<Cow<'_, str>> {
         self.variables.value(variable)
     }
 

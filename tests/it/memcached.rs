@@ -4,8 +4,11 @@ use crate::support::origin::Conn;
 use crate::support::servers::{Server, installed, memcached};
 use crate::support::*;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+use tokio::sync::Barrier;
+use tokio::task::JoinSet;
 
 /// A connection to the server that goes around the proxy.
 struct Direct(BufReader<TcpStream>);
@@ -307,6 +310,54 @@ async fn many_clients_that_do_not_read_hold_no_server() {
     eventually("the temporary files are gone", async || proxy.temp_files().is_empty().then_some(())).await;
 }
 
+/// Its clients are slow; each asks for four values, one behind the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_values_go_to_slow_clients() {
+    const CLIENTS: u64 = 250;
+    const EACH: u64 = 4;
+    let Some((server, mut direct)) = start(&[]).await else { return };
+    // Another client's value would be seen by its length.
+    let length = |value: u64| MIB + value % 8;
+    for value in 0..8 {
+        direct.set(&value.to_string(), 0, &pattern::body(length(value))).await;
+    }
+    let proxy = setup(json!([server.addr]), json!({})).start().await;
+    assert_eq!(proxy.connect().await.get("/0").await.status, 200);
+    let before = proxy.memory();
+
+    let gate = Arc::new(Barrier::new(CLIENTS as usize + 1));
+    let mut clients = JoinSet::new();
+    for index in 0..CLIENTS {
+        let (mut client, gate) = (proxy.connect().await, gate.clone());
+        clients.spawn(async move {
+            for value in (index..).take(EACH as usize) {
+                client.send_request("GET", &format!("/{}", value % 8), "").await;
+                let head = client.head().await;
+                if value == index {
+                    gate.wait().await;
+                    gate.wait().await;
+                }
+                assert_eq!(client.pattern_at(&head, MIB).await, length(value));
+            }
+        });
+    }
+    within("every client has a header", gate.wait()).await;
+    eventually("the server is free although nobody has read", async || free(&proxy).await).await;
+    let mut most = proxy.memory();
+    within("the clients go on", gate.wait()).await;
+    while let Some(done) = clients.join_next().await {
+        done.unwrap();
+        most = most.max(proxy.memory());
+    }
+
+    let (grown, bound) = (most.saturating_sub(before), CLIENTS * (16 * 16 + 64) * KIB + 4 * MIB);
+    assert!(grown < bound, "memory grew by {grown} bytes, {bound} would do");
+    let lines = proxy.access_log((CLIENTS * EACH) as usize + 1).await;
+    assert!(lines.iter().all(|line| line.field("status") == "200"));
+    eventually("the server is free again", async || free(&proxy).await).await;
+    eventually("the temporary files are gone", async || proxy.temp_files().is_empty().then_some(())).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_key_is_a_command() {
     let Some((server, mut direct)) = start(&[]).await else { return };
@@ -351,6 +402,34 @@ async fn no_key_is_a_command() {
     assert_eq!(direct.stat("cmd_flush").await, 0);
     assert_eq!(direct.stat("curr_items").await, 2);
     assert_eq!(direct.value("witness").await.unwrap(), b"here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_has_one_key_and_one_server_however_it_is_written() {
+    let Some((server, mut direct)) = start(&[]).await else { return };
+    let Some((other, _)) = start(&[]).await else { return };
+    let by_path = json!({ "key": "$uri", "writes": true });
+    let proxy = setup(json!([server.addr]), by_path.clone()).start().await;
+    let mut client = proxy.connect().await;
+    // nginx's `set $memcached_key $uri` makes the same keys of these.
+    for (path, key) in [
+        ("/a%20b", "/a%20b"),
+        ("/%61//b/../c", "/a/c"),
+        ("/x%0D%0Aflush_all%0D%0A", "/x%0D%0Aflush_all%0D%0A"),
+        ("/%C3%A9", "/é"),
+        ("/%2525", "/%2525"),
+    ] {
+        assert_eq!(client.post("PUT", path, path.as_bytes()).await.status, 204);
+        assert_eq!(direct.value(key).await.as_deref(), Some(path.as_bytes()), "{key:?}");
+    }
+
+    let hash = json!({ "balance": "hash", "hash_key": "$uri" });
+    let proxy = setup(json!([server.addr, other.addr]), by_path).upstream(hash).start().await;
+    let mut client = proxy.connect().await;
+    for key in 0..20 {
+        assert_eq!(client.post("PUT", &format!("/k{key}"), b"value").await.status, 204);
+        assert_eq!(client.get(&format!("/./%6b{key}")).await.text(), "value", "{key}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

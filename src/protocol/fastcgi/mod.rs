@@ -236,7 +236,8 @@ fn content_length(header: &ResponseHeader) -> Option<u64> {
     parse_content_length(header.headers.get(CONTENT_LENGTH)?.as_bytes())
 }
 
-/// A protocol status (specification 5.5): the request has not been served, another peer may do better.
+/// A protocol status (specification 5.5): the request has not been served, another peer may do better. For nginx that is
+/// an `invalid_header`, as is any end of the request in front of the header.
 fn refused(status: u8) -> Error {
     let name = match status {
         1 => "FCGI_CANT_MPX_CONN",
@@ -244,7 +245,7 @@ fn refused(status: u8) -> Error {
         3 => "FCGI_UNKNOWN_ROLE",
         _ => "an unknown protocol status",
     };
-    Error::new(ErrorKind::Closed, format!("the FastCGI application refused the request: {name} ({status})"))
+    Error::new(ErrorKind::Unavailable, format!("the FastCGI application refused the request: {name} ({status})"))
 }
 
 fn invalid_header(what: impl Into<String>) -> Error {

@@ -96,7 +96,7 @@ fn what_is_no_fastcgi_is_invalid() {
 #[test]
 fn a_refused_request_is_for_another_peer() {
     let wire = padded(3, &[0, 0, 0, 0, 2, 0, 0, 0], 0);
-    assert_eq!(answer(&wire).end, End::Failed(ErrorKind::Closed));
+    assert_eq!(answer(&wire).end, End::Failed(ErrorKind::Unavailable));
     assert!(refused(2).to_string().ends_with("FCGI_OVERLOADED (2)"));
 }
 
