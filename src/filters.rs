@@ -3,6 +3,8 @@
 
 use crate::app::Millpond;
 
+#[path = "../filters/compress.rs"]
+pub mod compress;
 #[path = "../filters/forwarded.rs"]
 pub mod forwarded;
 #[path = "../filters/headers.rs"]
@@ -15,6 +17,7 @@ pub mod sub;
 /// Register them all.
 pub(crate) fn register(millpond: Millpond) -> Millpond {
     millpond
+        .filter("compress", compress::Compress::new)
         .filter("forwarded", |conf| Ok(forwarded::Forwarded::new(conf)))
         .filter("headers", |conf| Ok(headers::Headers::new(conf)))
         .filter("request_id", request_id::RequestId::new)

@@ -8,6 +8,7 @@ mod admin;
 mod balance;
 mod buffering;
 mod chain;
+mod compress;
 mod config;
 mod dns;
 mod drain;
