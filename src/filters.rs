@@ -3,6 +3,8 @@
 
 use crate::app::Millpond;
 
+#[path = "../filters/allow_deny.rs"]
+pub mod allow_deny;
 #[path = "../filters/compress.rs"]
 pub mod compress;
 #[path = "../filters/forwarded.rs"]
@@ -17,6 +19,7 @@ pub mod sub;
 /// Register them all.
 pub(crate) fn register(millpond: Millpond) -> Millpond {
     millpond
+        .filter("allow_deny", allow_deny::AllowDeny::new)
         .filter("compress", compress::Compress::new)
         .filter("forwarded", |conf| Ok(forwarded::Forwarded::new(conf)))
         .filter("headers", |conf| Ok(headers::Headers::new(conf)))

@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "`pub` marks what the tests use of the support")]
 
 mod aborts;
+mod access;
 mod admin;
 mod balance;
 mod buffering;
