@@ -20,7 +20,7 @@
 //!
 //! - [`app`]: register filters and protocols, the command line, run
 //! - [`conf`], [`template`]: the configuration file, checked as a whole; texts with variables
-//! - [`phases`], [`chain`], [`session`], [`bufs`]: what filter authors work with
+//! - [`phases`], [`chain`], [`session`], [`bufs`], [`paths`]: what filter authors work with
 //! - `proxy`: the only implementation of Pingora's `ProxyHttp`; `client`: Pingora's session, polled
 //! - `error_pages`, `internal_redirect`: what is sent in place of a failure, or of an `X-Accel-Redirect`
 //! - `exchange`: one request to an upstream; [`protocol`]: what is spoken there, bytes in and bytes out
@@ -51,7 +51,7 @@ mod headers;
 mod internal_redirect;
 mod listen;
 mod metrics;
-mod paths;
+pub mod paths;
 pub mod peers;
 pub mod phases;
 pub mod pipe;

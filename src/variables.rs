@@ -15,13 +15,17 @@ impl Variables for Session<'_> {
         Some(match variable {
             Variable::RemoteAddr => self.remote_addr()?.ip().to_string().into(),
             Variable::RemotePort => self.remote_addr()?.port().to_string().into(),
+            Variable::RemoteUser => self.remote_user()?.into(),
             Variable::ServerAddr => server_addr(self)?.ip().to_string().into(),
             Variable::ServerPort => server_addr(self)?.port().to_string().into(),
             Variable::Host => without_port(self.host()?).to_ascii_lowercase().into(),
             Variable::Uri => request.uri.path().into(),
             Variable::Args => request.uri.query()?.into(),
             Variable::Arg(name) => argument(request.uri.query()?, name)?.into(),
-            Variable::RequestUri => request_uri(self.client_request())?,
+            Variable::RequestUri => match self.original_uri() {
+                Some(uri) => uri.into(),
+                None => request_uri(self.client_request())?,
+            },
             Variable::RequestMethod => self.client_request().method.as_str().into(),
             Variable::Scheme => if self.is_tls() { "https" } else { "http" }.into(),
             Variable::Https => self.is_tls().then_some("on")?.into(),
@@ -57,7 +61,7 @@ fn known(value: u64) -> Option<Cow<'static, str>> {
 }
 
 /// What the client asked for, as it wrote it: path and query.
-fn request_uri(request: &RequestHeader) -> Option<Cow<'_, str>> {
+pub(crate) fn request_uri(request: &RequestHeader) -> Option<Cow<'_, str>> {
     Some(match request.uri.authority() {
         Some(_) => request.uri.path_and_query()?.as_str().into(),
         None => String::from_utf8_lossy(request.raw_path()),
