@@ -127,7 +127,8 @@ impl AllowDeny {
     /// The file cannot be read, or one of its lines is no rule.
     pub fn new(conf: AllowDenyConf) -> Result<Self> {
         let rules = LiveRules::new(conf).map_err(|text| Error::new(ErrorKind::Filter, text))?;
-        (Lazy::force(&DENIED), Lazy::force(&RELOADS));
+        Lazy::force(&DENIED);
+        Lazy::force(&RELOADS);
         Ok(AllowDeny { rules: Arc::new(rules) })
     }
 }

@@ -5,8 +5,12 @@ use crate::app::Millpond;
 
 #[path = "../filters/allow_deny.rs"]
 pub mod allow_deny;
+#[path = "../filters/basic_auth.rs"]
+pub mod basic_auth;
 #[path = "../filters/compress.rs"]
 pub mod compress;
+#[path = "../filters/cors.rs"]
+pub mod cors;
 #[path = "../filters/forwarded.rs"]
 pub mod forwarded;
 #[path = "../filters/headers.rs"]
@@ -20,7 +24,9 @@ pub mod sub;
 pub(crate) fn register(millpond: Millpond) -> Millpond {
     millpond
         .filter("allow_deny", allow_deny::AllowDeny::new)
+        .filter("basic_auth", basic_auth::BasicAuth::new)
         .filter("compress", compress::Compress::new)
+        .filter("cors", cors::Cors::new)
         .filter("forwarded", |conf| Ok(forwarded::Forwarded::new(conf)))
         .filter("headers", |conf| Ok(headers::Headers::new(conf)))
         .filter("request_id", request_id::RequestId::new)
