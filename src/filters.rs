@@ -11,12 +11,18 @@ pub mod basic_auth;
 pub mod compress;
 #[path = "../filters/cors.rs"]
 pub mod cors;
+#[path = "../filters/edit_json.rs"]
+pub mod edit_json;
 #[path = "../filters/forwarded.rs"]
 pub mod forwarded;
 #[path = "../filters/headers.rs"]
 pub mod headers;
+#[path = "../filters/redirect.rs"]
+pub mod redirect;
 #[path = "../filters/request_id.rs"]
 pub mod request_id;
+#[path = "../filters/rewrite.rs"]
+pub mod rewrite;
 #[path = "../filters/sub.rs"]
 pub mod sub;
 
@@ -27,8 +33,11 @@ pub(crate) fn register(millpond: Millpond) -> Millpond {
         .filter("basic_auth", basic_auth::BasicAuth::new)
         .filter("compress", compress::Compress::new)
         .filter("cors", cors::Cors::new)
+        .filter("edit_json", edit_json::EditJson::new)
         .filter("forwarded", |conf| Ok(forwarded::Forwarded::new(conf)))
         .filter("headers", |conf| Ok(headers::Headers::new(conf)))
+        .filter("redirect", redirect::Redirect::new)
         .filter("request_id", request_id::RequestId::new)
+        .filter("rewrite", rewrite::Rewrite::new)
         .filter("sub", sub::Sub::new)
 }

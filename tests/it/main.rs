@@ -29,6 +29,7 @@ mod redis;
 mod reload;
 mod requests;
 mod retries;
+mod rewriting;
 mod routes;
 mod servers;
 mod smuggling;
