@@ -116,6 +116,14 @@ fn registered<C: prometheus::core::Collector + Clone + 'static>(metric: promethe
 }
 
 /// The filter.
+///
+/// ```
+/// use millpond::filters::allow_deny::{AllowDeny, AllowDenyConf, Network};
+///
+/// let conf = AllowDenyConf { allow: vec!["10.0.0.0/8".parse()?], deny: vec![Network::All], file: None };
+/// let filter = AllowDeny::new(conf).map_err(|error| error.to_string())?;
+/// # Ok::<(), String>(())
+/// ```
 pub struct AllowDeny {
     rules: Arc<LiveRules>,
 }

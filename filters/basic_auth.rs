@@ -64,6 +64,14 @@ static CHECKS: Lazy<IntCounterVec> = Lazy::new(|| {
 });
 
 /// The filter.
+///
+/// ```
+/// use millpond::filters::basic_auth::{BasicAuth, BasicAuthConf};
+///
+/// let conf = BasicAuthConf { realm: "Staff only".to_owned(), htpasswd_file: "/nonexistent".into() };
+/// let error = BasicAuth::new(conf).err().expect("the file is read here").to_string();
+/// assert!(error.contains("/nonexistent"));
+/// ```
 pub struct BasicAuth {
     challenge: HeaderValue,
     file: Arc<LiveUsers>,

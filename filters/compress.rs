@@ -129,6 +129,15 @@ fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
 }
 
 /// The filter.
+///
+/// ```
+/// use millpond::filters::compress::{Algorithm, Compress, CompressConf};
+///
+/// let gzip_alone = CompressConf { algorithms: vec![Algorithm::Gzip], ..CompressConf::default() };
+/// assert!(Compress::new(gzip_alone).is_ok());
+/// let too_high = CompressConf { level: 19, ..CompressConf::default() };
+/// assert!(Compress::new(too_high).is_err());
+/// ```
 pub struct Compress {
     algorithms: Vec<Algorithm>,
     level: u32,

@@ -96,6 +96,15 @@ impl Origin {
 }
 
 /// The filter.
+///
+/// ```
+/// use millpond::filters::cors::{Cors, CorsConf, Origin};
+///
+/// let anybody = CorsConf { origins: vec![Origin::Any], ..CorsConf::default() };
+/// assert!(Cors::new(anybody).is_ok());
+/// let anybody_with_cookies = CorsConf { origins: vec![Origin::Any], credentials: true, ..CorsConf::default() };
+/// assert!(Cors::new(anybody_with_cookies).is_err());
+/// ```
 pub struct Cors {
     conf: CorsConf,
     any_origin: bool,

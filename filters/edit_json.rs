@@ -140,6 +140,15 @@ impl Pointer {
 }
 
 /// The filter: one value for all requests of its place in a chain.
+///
+/// ```
+/// use millpond::filters::edit_json::{EditJson, EditJsonConf, Pointer};
+///
+/// let secret = Pointer::try_from("/user/secret".to_owned())?;
+/// let filter = EditJson::new(EditJsonConf { remove: vec![secret], ..EditJsonConf::default() });
+/// assert!(filter.is_ok());
+/// # Ok::<(), String>(())
+/// ```
 pub struct EditJson {
     conf: EditJsonConf,
 }

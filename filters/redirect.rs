@@ -37,6 +37,14 @@ fn permanent() -> u16 {
 }
 
 /// The filter.
+///
+/// ```
+/// use millpond::filters::redirect::{Redirect, RedirectConf};
+///
+/// let to = |to: &str| Redirect::new(RedirectConf { to: to.to_owned(), status: 308 });
+/// assert!(to("https://example.com/$1").is_ok());
+/// assert!(to("https://example.com$1").is_err(), "a capture could go on: .evil.com");
+/// ```
 pub struct Redirect {
     site: Option<Site>,
     path: Template,

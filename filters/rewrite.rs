@@ -34,6 +34,14 @@ pub struct RewriteConf {
 }
 
 /// The filter.
+///
+/// ```
+/// use millpond::filters::rewrite::{Rewrite, RewriteConf};
+///
+/// let rewrite = |to: &str| Rewrite::new(RewriteConf { regex: "^/a/(.*)".to_owned(), to: to.to_owned() });
+/// assert!(rewrite("/b/$1").is_ok());
+/// assert!(rewrite("/b/$2").is_err(), "there is no second group");
+/// ```
 pub struct Rewrite {
     regex: Regex,
     path: Template,
