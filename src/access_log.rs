@@ -24,7 +24,7 @@ const BATCH: usize = 64 * 1024;
 
 /// nginx's `combined`.
 static COMBINED: Lazy<Template> = Lazy::new(|| {
-    const TEXT: &str = "$remote_addr - - [$time_local] \"$request_method $request_uri $server_protocol\" $status \
+    const TEXT: &str = "$remote_addr - $remote_user [$time_local] \"$request_method $request_uri $server_protocol\" $status \
                         $body_bytes_sent \"$http_referer\" \"$http_user_agent\"";
     TEXT.parse().expect("a template of variables that exist")
 });
@@ -153,7 +153,8 @@ fn json_line(session: &Session<'_>) -> Value {
     add("route", json!(session.route().name()));
     add("method", json!(request.method.as_str()));
     add("host", json!(session.host()));
-    add("request_uri", json!(String::from_utf8_lossy(request.raw_path())));
+    let uri = session.original_uri().map(Cow::from);
+    add("request_uri", json!(uri.unwrap_or_else(|| String::from_utf8_lossy(request.raw_path()))));
     add("protocol", json!(variables::protocol(session)));
     add("status", json!(outcome.status));
     add("body_bytes_sent", json!(outcome.body_bytes_sent));

@@ -20,7 +20,7 @@
 //!
 //! - [`app`]: register filters and protocols, the command line, run
 //! - [`conf`], [`template`]: the configuration file, checked as a whole; texts with variables
-//! - [`phases`], [`chain`], [`session`], [`bufs`]: what filter authors work with
+//! - [`phases`], [`chain`], [`session`], [`bufs`], [`paths`]: what filter authors work with
 //! - `proxy`: the only implementation of Pingora's `ProxyHttp`; `client`: Pingora's session, polled
 //! - `error_pages`, `internal_redirect`: what is sent in place of a failure, or of an `X-Accel-Redirect`
 //! - [`subrequest`]: requests of filters' own
@@ -53,7 +53,7 @@ mod internal_redirect;
 mod listen;
 pub mod media_types;
 mod metrics;
-mod paths;
+pub mod paths;
 pub mod peers;
 pub mod phases;
 pub mod pipe;

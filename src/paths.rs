@@ -17,7 +17,7 @@ const UNSAFE_IN_QUERY: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b
 ///
 /// # Errors
 /// [`ErrorKind::BadRequest`]: a `%` without two digits, a NUL, or a path that climbs above its root.
-pub(crate) fn normalize(path: &[u8]) -> Result<Cow<'_, [u8]>> {
+pub fn normalize(path: &[u8]) -> Result<Cow<'_, [u8]>> {
     normal(path).map_err(|what| Error::new(ErrorKind::BadRequest, format!("the request's path: {what}")))
 }
 
@@ -34,8 +34,7 @@ pub(crate) fn redirect_target(text: &[u8]) -> Result<String, &'static str> {
         return Err("it has a control character");
     }
     let (path, query) = split_query(text);
-    let query = percent_encode(query, UNSAFE_IN_QUERY);
-    Ok(format!("{}{query}", encode(&normal(path)?)))
+    Ok(format!("{}{}", encode(&normal(path)?), encode_query(query)))
 }
 
 /// A target's path, and its query with the question mark.
@@ -73,8 +72,8 @@ fn normal(path: &[u8]) -> Result<Cow<'_, [u8]>, &'static str> {
     Ok(normal.into())
 }
 
-/// A part of a normal path in a form that can be sent.
-pub(crate) fn encode(path: &[u8]) -> String {
+/// A part of a [normal](normalize) path in a form that can be sent.
+pub fn encode(path: &[u8]) -> String {
     percent_encode(path, UNSAFE).to_string()
 }
 
@@ -104,6 +103,11 @@ fn readable(path: &[u8]) -> String {
         text.extend(percent_encode(chunk.invalid(), NON_ALPHANUMERIC));
     }
     text
+}
+
+/// A query, encoded already, in a form that can be sent: what must not stand in one is encoded, a `%` is not.
+pub fn encode_query(query: &[u8]) -> String {
+    percent_encode(query, UNSAFE_IN_QUERY).to_string()
 }
 
 fn decode(path: &[u8]) -> Result<Vec<u8>, &'static str> {

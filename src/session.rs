@@ -15,6 +15,7 @@ pub(crate) use parent::{Parent, Resume};
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_http::{RequestHeader, ResponseHeader};
 use redirects::Redirects;
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +41,9 @@ pub struct Session<'a> {
     redirects: Option<Box<Redirects>>,
     started: Instant,
     request_id: OnceCell<String>,
+    remote_user: Option<String>,
+    /// What the client asked for, where a filter has changed that.
+    original_uri: Option<String>,
     extensions: http::Extensions,
     attempts: Vec<Attempt>,
     answer: Option<Answer>,
@@ -163,6 +167,8 @@ impl<'a> Session<'a> {
             redirects: None,
             started,
             request_id: OnceCell::new(),
+            remote_user: None,
+            original_uri: None,
             extensions: http::Extensions::new(),
             attempts: Vec::new(),
             answer: None,
@@ -201,6 +207,19 @@ impl<'a> Session<'a> {
             (None, None, Some(request)) => request,
             (None, None, None) => unreachable!("a session has a client or a request of its own"),
         }
+    }
+
+    /// Ask the upstream for another path or query than the client did. Unlike one made with
+    /// [`request_mut`](Self::request_mut), this change leaves `$request_uri` as it was.
+    pub fn set_uri(&mut self, uri: http::Uri) {
+        if self.original_uri.is_none() && !self.is_redirected() {
+            self.original_uri = crate::variables::request_uri(self.client_request()).map(Cow::into_owned);
+        }
+        self.request_mut().set_uri(uri);
+    }
+
+    pub(crate) fn original_uri(&self) -> Option<&str> {
+        self.original_uri.as_deref()
     }
 
     /// Pingora's session with the client, to look at: TLS digest, addresses, protocol. `None` in a subrequest.
@@ -270,6 +289,16 @@ impl<'a> Session<'a> {
     /// Give the request an id from elsewhere.
     pub fn set_request_id(&mut self, id: impl Into<String>) {
         self.request_id = OnceCell::with_value(id.into());
+    }
+
+    /// Who asks, as a filter has found out: `$remote_user`.
+    pub fn remote_user(&self) -> Option<&str> {
+        self.remote_user.as_deref()
+    }
+
+    /// Say who asks, once that is certain.
+    pub fn set_remote_user(&mut self, user: impl Into<String>) {
+        self.remote_user = Some(user.into());
     }
 
     pub(crate) fn known_request_id(&self) -> Option<&str> {

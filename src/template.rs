@@ -33,6 +33,8 @@ pub enum Variable {
     RemoteAddr,
     /// The client's port.
     RemotePort,
+    /// The user that a filter has authenticated.
+    RemoteUser,
     /// The address that the client connected to, without the port.
     ServerAddr,
     /// The port that the client connected to.
@@ -93,9 +95,10 @@ pub enum Variable {
 }
 
 /// Variables without a free part in their name.
-const NAMES: [(&str, Variable); 27] = [
+const NAMES: [(&str, Variable); 28] = [
     ("remote_addr", Variable::RemoteAddr),
     ("remote_port", Variable::RemotePort),
+    ("remote_user", Variable::RemoteUser),
     ("server_addr", Variable::ServerAddr),
     ("server_port", Variable::ServerPort),
     ("host", Variable::Host),

@@ -31,6 +31,7 @@ pub(crate) struct Parent {
     pub(super) is_tls: bool,
     /// What the client asked for: nginx's `$request_uri` and `$request_method` of the main request.
     request_uri: Option<String>,
+    remote_user: Option<String>,
     method: Method,
     request_id: String,
     /// 1 for the subrequests of a client's request.
@@ -60,6 +61,7 @@ impl Session<'_> {
         session.captures = captures;
         session.own_body = body.map(Box::new);
         session.set_request_id(parent.request_id.clone());
+        session.remote_user.clone_from(&parent.remote_user);
         session.parent = Some(parent);
         session
     }
@@ -140,11 +142,9 @@ impl Session<'_> {
             remote_addr: self.remote_addr(),
             server_addr: self.server_addr(),
             is_tls: self.is_tls(),
-            request_uri: self
-                .original_uri()
-                .or_else(|| variables::request_uri(self.client_request()))
-                .map(Cow::into_owned),
-            method: self.original_method().clone(),
+            request_uri: self.asked_uri().map(Cow::into_owned),
+            remote_user: self.remote_user().map(str::to_owned),
+            method: self.asked_method().clone(),
             request_id: self.request_id().to_owned(),
             depth: self.subrequest_depth() + 1,
             made: self.parent.as_ref().map(|parent| parent.made.clone()).unwrap_or_default(),
@@ -189,13 +189,19 @@ impl Session<'_> {
         }
     }
 
-    /// In a subrequest: what the client asked for.
-    pub(crate) fn original_uri(&self) -> Option<Cow<'_, str>> {
-        self.parent.as_ref()?.request_uri.as_deref().map(Cow::Borrowed)
+    /// What the client asked for, path and query, whatever filters made of it, and of a subrequest its parent's client.
+    pub(crate) fn asked_uri(&self) -> Option<Cow<'_, str>> {
+        match &self.parent {
+            Some(parent) => parent.request_uri.as_deref().map(Cow::Borrowed),
+            None => match self.original_uri() {
+                Some(uri) => Some(uri.into()),
+                None => variables::request_uri(self.client_request()),
+            },
+        }
     }
 
     /// The client's method.
-    pub(crate) fn original_method(&self) -> &Method {
+    pub(crate) fn asked_method(&self) -> &Method {
         self.parent.as_ref().map_or(&self.client_request().method, |parent| &parent.method)
     }
 }

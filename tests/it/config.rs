@@ -27,6 +27,12 @@ fn reports(errors: &str, words: &[&str]) {
     );
 }
 
+/// A route with this filter is refused, by a line that has `report` in it.
+pub fn refuses_filter(filter: &str, report: &str) {
+    let filters = format!("- {{ upstream: app, filters: [ {{ {filter} }} ] }}");
+    reports(&errors(&GOOD.replace("- upstream: app", &filters)), &["services[0].routes[0].filters[0]", report]);
+}
+
 const GOOD: &str = "
 upstreams:
   app: { servers: [ 127.0.0.1:8080 ] }

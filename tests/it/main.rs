@@ -4,11 +4,13 @@
 #![allow(unreachable_pub, reason = "`pub` marks what the tests use of the support")]
 
 mod aborts;
+mod access;
 mod admin;
 mod balance;
 mod body_filters;
 mod buffering;
 mod chain;
+mod compress;
 mod config;
 mod dns;
 mod drain;
@@ -30,6 +32,7 @@ mod redis;
 mod reload;
 mod requests;
 mod retries;
+mod rewriting;
 mod routes;
 mod servers;
 mod smuggling;
