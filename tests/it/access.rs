@@ -49,22 +49,24 @@ async fn a_changed_list_is_read_and_a_broken_one_is_not_used() {
 
     replace("# nobody\n");
     eventually("the new list is used", async || (client.get("/").await.status == 200).then_some(())).await;
-    replace("deny 127.0.0.1\ndeny localhost\n");
+    replace("deny 127.0.0.0/8\n");
+    eventually("the third list is used", async || (client.get("/").await.status == 403).then_some(())).await;
+    replace("allow 127.0.0.1\ndeny localhost\n");
     eventually("the mistake is found", async || {
-        assert_eq!(client.get("/").await.status, 200, "the old list stays");
+        assert_eq!(client.get("/").await.status, 403, "the old list stays");
         proxy.log().contains("list.txt:2: expected an address").then_some(())
     })
     .await;
     fs::remove_file(&list).unwrap();
     eventually("it is gone", async || {
-        assert_eq!(client.get("/").await.status, 200);
+        assert_eq!(client.get("/").await.status, 403, "the old list stays");
         proxy.log().contains("No such file").then_some(())
     })
     .await;
-    replace("deny 127.0.0.0/8\n");
-    eventually("the last list is used", async || (client.get("/").await.status == 403).then_some(())).await;
+    replace("# nobody\n");
+    eventually("the last list is used", async || (client.get("/").await.status == 200).then_some(())).await;
     let reloads = async |result| proxy.metric("allow_deny_reloads_total", &[("result", result)]).await;
-    assert_eq!((reloads("success").await, reloads("failure").await), (Some(2.0), Some(2.0)));
+    assert_eq!((reloads("success").await, reloads("failure").await), (Some(3.0), Some(2.0)));
 }
 
 #[test]
