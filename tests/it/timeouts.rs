@@ -39,6 +39,8 @@ async fn a_header_that_does_not_come_in_time_is_a_504() {
     assert_eq!(proxy.connect().await.get("/").await.status, 504);
     about(Duration::from_millis(500), start.elapsed());
     origin.wait("the upstream's connection is closed", |seen| seen.open == 0).await;
+    // A request is counted behind its answer, and logged behind that.
+    proxy.access_log(1).await;
     let labels = [("upstream", "app"), ("outcome", "timeout")];
     assert_eq!(proxy.metric("upstream_attempts_total", &labels).await, Some(1.0));
 }
