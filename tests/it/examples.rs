@@ -75,6 +75,28 @@ fn custom_filter_is_short_and_its_file_is_good() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+#[tokio::test]
+async fn canary_serves_its_share_and_costs_nobody_anything() {
+    let (stable, next) = (Origin::http(|_| reply(200, "stable")).await, Origin::http(|_| reply(200, "next")).await);
+    let canary = |address: &str, percent: u64| {
+        let filters = json!([{ "canary": { "address": address, "percent": percent } }]);
+        Proxy::to(&stable).program(example("canary")).route(json!({ "filters": filters }))
+    };
+    for (percent, share) in [(0, "stable"), (100, "next")] {
+        let proxy = canary(next.address(), percent).start().await;
+        let mut client = proxy.connect().await;
+        assert_eq!(client.get("/").await.text(), share);
+        assert_eq!(client.request("GET", "/", "X-Canary: always\r\n").await.header("x-served-by"), Some("canary"));
+        assert_eq!(client.request("GET", "/", "X-Canary: never\r\n").await.header("x-served-by"), Some("stable"));
+    }
+    let dead = crate::support::origin::Refusing::new();
+    let proxy = canary(&dead.address(), 100).start().await;
+    let response = proxy.connect().await.get("/").await;
+    assert_eq!((response.text().as_str(), response.header("x-served-by")), ("stable", Some("stable")));
+    let output = Command::new(example("canary")).args(["-t", "-c", "examples/canary.yaml"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// A finger server: it knows everybody by what it was asked.
 async fn finger() -> Origin {
     Origin::start(async |mut conn| {
