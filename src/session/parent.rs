@@ -4,7 +4,9 @@
 use super::Session;
 use crate::client::poll_left;
 use crate::error::{Error, ErrorKind, Result};
+use crate::headers;
 use crate::internal_redirect::{Why, redirected};
+use crate::paths;
 use crate::pipe::{Limits, Spool};
 use crate::subrequest::{Subrequest, Target};
 use crate::variables;
@@ -82,11 +84,11 @@ impl Session<'_> {
     /// # Errors
     /// `uri` is no path.
     pub fn request_for(&self, uri: &str) -> Result<RequestHeader> {
-        if !uri.starts_with('/') {
-            let text = format!("the uri of a subrequest: found {uri:?}, expected a path such as /auth");
-            return Err(Error::new(ErrorKind::Filter, text));
-        }
-        let mut request = redirected(self, uri, Why::ErrorPage)?;
+        let target = paths::redirect_target(uri.as_bytes()).map_err(|reason| {
+            let text = format!("the uri of a subrequest: found {uri:?}, expected a path such as /auth: {reason}");
+            Error::new(ErrorKind::Filter, text)
+        })?;
+        let mut request = redirected(self, &target, Why::ErrorPage)?;
         request.set_method(Method::GET);
         Ok(request)
     }
@@ -97,9 +99,12 @@ impl Session<'_> {
     /// route's own filters: the service's stand around this request already.
     ///
     /// # Errors
-    /// No route is there for it, subrequests are nested more than 50 deep, or the client's request has started 1,000 of
+    /// Its target cannot be sent, no route is there for it, subrequests are nested more than 50 deep, or the client's request has started 1,000 of
     /// them.
-    pub fn subrequest(&self, request: RequestHeader, target: &Target) -> Result<Subrequest> {
+    pub fn subrequest(&self, mut request: RequestHeader, target: &Target) -> Result<Subrequest> {
+        headers::check_target(&request)?;
+        // There is nobody to talk to behind a switch of protocols.
+        request.remove_header(&http::header::UPGRADE);
         let parent = self.as_parent.get_or_init(|| Arc::new(self.describe())).clone();
         if parent.depth > MAX_DEPTH {
             let text = format!("subrequests are nested more than {MAX_DEPTH} deep, the last one is {}", request.uri);

@@ -421,3 +421,28 @@ async fn includes_are_nested_no_deeper_than_they_may_be() {
     assert_eq!(proxy.connect().await.get("/").await.text(), "<!--# include virtual=\"/page\" -->....");
     assert_eq!(app.requests().len(), 4);
 }
+
+/// Whoever can write into a page must not be able to write requests.
+#[tokio::test]
+async fn a_page_cannot_put_more_than_a_path_into_a_request() {
+    let app = page(&[
+        "<!--# include virtual=\"/other/a b?c d\" --><!--# include virtual=\"/other HTTP/1.1\r\nX: y\" -->",
+        "<!--# include virtual=\"http://127.0.0.1/other\" -->.",
+    ])
+    .await;
+    let other = Origin::http(|request| reply(200, &request.target)).await;
+    let proxy = beside(&app, &other, include()).start().await;
+    assert_eq!(proxy.connect().await.get("/").await.text(), "/other/a%20b?c%20d[gone][gone].");
+    assert_eq!(other.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn the_copy_of_an_upgrade_is_an_ordinary_request() {
+    let (app, other) = (answering(reply(200, "")).await, answering(reply(200, "")).await);
+    let proxy = beside(&app, &other, mirror(json!({}))).start().await;
+    let headers = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    assert_eq!(proxy.connect().await.request("GET", "/", headers).await.status, 200);
+    other.wait("the copy", |seen| seen.requests.len() == 1).await;
+    assert_eq!(other.only_request().header("upgrade"), None);
+    assert_eq!(app.only_request().header("upgrade"), Some("websocket"));
+}
