@@ -307,7 +307,7 @@ fn shown(line: &[u8]) -> std::slice::EscapeAscii<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::split_check::{Answer, End, check};
+    use super::super::split_check::{Answer, End, check, check_seeds};
     use super::*;
     use pingora_http::RequestHeader;
     use proptest::prelude::*;
@@ -341,6 +341,11 @@ mod tests {
             Parsed::Done(header, _) => Ok(header.status.as_u16()),
             other => panic!("no header: {other:?}"),
         }
+    }
+
+    #[test]
+    fn what_fuzzing_has_found_reads_the_same_in_pieces() {
+        check_seeds("memcached", &memcached("k"), &["GET", "DELETE"].map(request));
     }
 
     #[test]

@@ -382,7 +382,7 @@ fn write_count(out: &mut BytesMut, kind: u8, count: u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::split_check::{Answer, End, check};
+    use super::super::split_check::{Answer, End, check, check_seeds};
     use super::*;
     use crate::conf::Secret;
     use pingora_http::RequestHeader;
@@ -413,6 +413,13 @@ mod tests {
     /// All that goes over the wire, the greeting in front.
     fn sent(redis: &Redis, method: &str, length: BodyLength, chunks: &[&'static str]) -> Result<String> {
         crate::protocol::sent::sent(redis, &request(method), length, chunks)
+    }
+
+    #[test]
+    fn what_fuzzing_has_found_reads_the_same_in_pieces() {
+        for redis in [plain("k"), guarded()] {
+            check_seeds("redis", &redis, &["GET", "DELETE"].map(request));
+        }
     }
 
     fn header(wire: &[u8]) -> Result<Parsed> {

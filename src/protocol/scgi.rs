@@ -85,7 +85,7 @@ impl Variables for Netstring {
 #[cfg(test)]
 mod tests {
     use super::super::BodyLength;
-    use super::super::split_check::{Answer, End, check};
+    use super::super::split_check::{Answer, End, check, check_seeds};
     use super::*;
     use crate::error::ErrorKind;
     use bytes::Bytes;
@@ -153,6 +153,11 @@ mod tests {
             assert!(!answer.keepalive);
         }
         assert!(answer("Location: /x\r\n\r\n").headers[0].contains(" 302 "));
+    }
+
+    #[test]
+    fn what_fuzzing_has_found_reads_the_same_in_pieces() {
+        check_seeds("cgi_response", &scgi("{}"), &[request("GET")]);
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Answers in every kind of pieces.
 
-use super::super::split_check::{Answer, End, check, read};
+use super::super::split_check::{Answer, End, check, check_seeds, read};
 use super::*;
 use pingora_http::RequestHeader;
 use proptest::prelude::*;
@@ -91,6 +91,11 @@ fn what_is_no_fastcgi_is_invalid() {
     ] {
         assert_eq!(answer(&wire).end, End::Failed(kind), "{}", wire.escape_ascii());
     }
+}
+
+#[test]
+fn what_fuzzing_has_found_reads_the_same_in_pieces() {
+    check_seeds("fastcgi_response", &fastcgi(), &[get()]);
 }
 
 #[test]
