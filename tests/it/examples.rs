@@ -78,9 +78,12 @@ fn custom_filter_is_short_and_its_file_is_good() {
 #[tokio::test]
 async fn canary_serves_its_share_and_costs_nobody_anything() {
     let (stable, next) = (Origin::http(|_| reply(200, "stable")).await, Origin::http(|_| reply(200, "next")).await);
+    let second = Origin::http(|_| reply(200, "stable")).await;
     let canary = |address: &str, percent: u64| {
         let filters = json!([{ "canary": { "address": address, "percent": percent } }]);
-        Proxy::to(&stable).program(example("canary")).route(json!({ "filters": filters }))
+        // As many tries as the group has servers, the canary's among them.
+        let servers = json!([stable.address(), second.address()]);
+        Proxy::to_all(servers).program(example("canary")).route(json!({ "filters": filters }))
     };
     for (percent, share) in [(0, "stable"), (100, "next")] {
         let proxy = canary(next.address(), percent).start().await;
