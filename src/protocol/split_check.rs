@@ -130,17 +130,24 @@ impl Reader {
 }
 
 /// Check all that a fuzz target begins with: what was written for it, and what it has found (`found-…`), as answers to
-/// these requests.
+/// these requests; each also with its last byte changed, so that failures are among them.
 #[cfg(test)]
 pub(crate) fn check_seeds(target: &str, protocol: &dyn Protocol, requests: &[RequestHeader]) {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
     let seeds: Vec<_> = std::fs::read_dir(folder).expect("a folder of seeds").collect();
     assert!(seeds.len() > 5, "{target} has {} seeds", seeds.len());
     for seed in seeds {
-        let wire = std::fs::read(seed.expect("a seed").path()).expect("a file");
+        let mut wire = std::fs::read(seed.expect("a seed").path()).expect("a file");
         for request in requests {
-            check(protocol, request, &wire, &[1]);
-            check(protocol, request, &wire, &[wire.len() / 2, 3]);
+            for sizes in [[1, 1], [2, 3], [7, 1], [40, 1], [wire.len() / 2, 3]] {
+                check(protocol, request, &wire, &sizes);
+            }
+        }
+        if let Some(last) = wire.last_mut() {
+            *last ^= 0x10;
+        }
+        for request in requests {
+            check(protocol, request, &wire, &[3, 5]);
         }
     }
 }
