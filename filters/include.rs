@@ -186,7 +186,7 @@ impl Include {
         Ok(())
     }
 
-    async fn answered(&self, uri: String, mut fetch: Fetch) -> Piece {
+    async fn answered(&self, uri: String, fetch: Fetch) -> Piece {
         match fetch.response().await {
             Ok(answer) if answer.header().status.is_success() => Piece::Answered(Box::new(answer)),
             Ok(answer) => {

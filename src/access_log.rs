@@ -149,6 +149,7 @@ fn json_line(session: &Session<'_>) -> Value {
     let mut add = |key: &str, value: Value| line.insert(key.to_owned(), value);
     add("time", json!(variables::time_iso8601()));
     add("remote_addr", json!(session.remote_addr().map(|address| address.ip().to_string())));
+    add("remote_user", json!(session.remote_user()));
     add("service", json!(session.service().name()));
     add("route", json!(session.route().name()));
     add("method", json!(request.method.as_str()));

@@ -4,7 +4,8 @@ use http::header::CONTENT_TYPE;
 use pingora_http::ResponseHeader;
 use serde::Deserialize;
 
-/// Media types in a filter's configuration, each `type/subtype`, `type/*` or `*`: nginx's `sub_filter_types` and its like.
+/// Media types in a filter's configuration, each `type/subtype`, `type/*`, `*+suffix` or `*`: nginx's `sub_filter_types` and
+/// its like.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(from = "Vec<String>")]
 pub struct MediaTypes(Vec<String>);
@@ -19,10 +20,16 @@ impl MediaTypes {
     pub fn contain(&self, response: &ResponseHeader) -> bool {
         let content_type = response.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
         let media = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-        self.0.iter().any(|wanted| match wanted.strip_suffix("/*") {
-            Some(family) => media.split('/').next() == Some(family),
-            None => wanted == "*" || *wanted == media,
+        self.0.iter().any(|wanted| match (wanted.strip_suffix("/*"), wanted.strip_prefix("*+")) {
+            (Some(family), _) => media.split('/').next() == Some(family),
+            (_, Some(suffix)) => media.rsplit_once('+').is_some_and(|(_, found)| found == suffix),
+            _ => wanted == "*" || *wanted == media,
         })
+    }
+
+    /// None at all?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -46,6 +53,8 @@ mod tests {
         assert!(contains(&["Text/HTML"], "text/html; charset=utf-8"));
         assert!(contains(&["text/*"], "TEXT/plain"));
         assert!(!contains(&["text/*", "application/json"], "application/javascript"));
+        assert!(contains(&["*+xml"], "image/svg+xml"));
+        assert!(!contains(&["*+xml"], "application/xml"));
         assert!(contains(&["*"], ""));
         assert!(!contains(&["text/*"], ""));
     }

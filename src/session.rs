@@ -18,6 +18,7 @@ use redirects::Redirects;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 /// One request, from its first filter to its log line.
@@ -31,8 +32,8 @@ pub struct Session<'a> {
     own_body: Option<Box<Spool>>,
     /// What a subrequest knows of the request that it belongs to.
     parent: Option<Arc<Parent>>,
-    /// What its subrequests know of this one.
-    as_parent: OnceCell<Arc<Parent>>,
+    /// How many subrequests the client's request has started, nested ones included.
+    subrequests: OnceCell<Arc<AtomicUsize>>,
     limits: Arc<Limits>,
     service: Arc<Service>,
     /// The one in force: after an internal redirect, the redirect's.
@@ -158,7 +159,7 @@ impl<'a> Session<'a> {
             own_request: None,
             own_body: None,
             parent: None,
-            as_parent: OnceCell::new(),
+            subrequests: OnceCell::new(),
             limits,
             resume: None,
             service,

@@ -132,7 +132,7 @@ impl Fetch {
     ///
     /// # Errors
     /// As [`Subrequest::send`].
-    pub async fn response(&mut self) -> Result<Subresponse> {
+    pub async fn response(mut self) -> Result<Subresponse> {
         match (&mut self.task).await {
             Ok(response) => response,
             Err(error) => Err(Error::because(ErrorKind::Internal, "the task of a subrequest", error)),

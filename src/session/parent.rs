@@ -11,6 +11,7 @@ use crate::pipe::{Limits, Spool};
 use crate::subrequest::{Subrequest, Target};
 use crate::variables;
 use http::Method;
+use once_cell::sync::OnceCell;
 use pingora_http::RequestHeader;
 use std::borrow::Cow;
 use std::future::{Future, poll_fn};
@@ -38,8 +39,8 @@ pub(crate) struct Parent {
     request_id: String,
     /// 1 for the subrequests of a client's request.
     depth: usize,
-    /// How many there are, of the client's request.
-    made: Arc<AtomicUsize>,
+    /// Of the client's request.
+    subrequests: Arc<AtomicUsize>,
 }
 
 /// When a filter wants its `body_filter` to be called again.
@@ -64,6 +65,7 @@ impl Session<'_> {
         session.own_body = body.map(Box::new);
         session.set_request_id(parent.request_id.clone());
         session.remote_user.clone_from(&parent.remote_user);
+        session.subrequests = OnceCell::with_value(parent.subrequests.clone());
         session.parent = Some(parent);
         session
     }
@@ -99,22 +101,22 @@ impl Session<'_> {
     /// route's own filters: the service's stand around this request already.
     ///
     /// # Errors
-    /// Its target cannot be sent, no route is there for it, subrequests are nested more than 50 deep, or the client's request has started 1,000 of
-    /// them.
+    /// Its target cannot be sent, no route is there for it, subrequests are nested more than 50 deep, or the client's
+    /// request has started 1,000 of them.
     pub fn subrequest(&self, mut request: RequestHeader, target: &Target) -> Result<Subrequest> {
         headers::check_target(&request)?;
         // There is nobody to talk to behind a switch of protocols.
         request.remove_header(&http::header::UPGRADE);
-        let parent = self.as_parent.get_or_init(|| Arc::new(self.describe())).clone();
+        let parent = self.describe();
         if parent.depth > MAX_DEPTH {
             let text = format!("subrequests are nested more than {MAX_DEPTH} deep, the last one is {}", request.uri);
             return Err(Error::new(ErrorKind::Internal, text));
         }
-        if parent.made.fetch_add(1, Ordering::Relaxed) >= MAX_SUBREQUESTS {
+        if parent.subrequests.fetch_add(1, Ordering::Relaxed) >= MAX_SUBREQUESTS {
             let text = format!("more than {MAX_SUBREQUESTS} subrequests, the last one is {}", request.uri);
             return Err(Error::new(ErrorKind::Internal, text));
         }
-        Subrequest::new(request, target, self.service.clone(), self.limits.clone(), parent)
+        Subrequest::new(request, target, self.service.clone(), self.limits.clone(), Arc::new(parent))
     }
 
     /// Do `work` for the request, a subrequest say, as long as the client is there. While its request body has not been
@@ -152,7 +154,7 @@ impl Session<'_> {
             method: self.asked_method().clone(),
             request_id: self.request_id().to_owned(),
             depth: self.subrequest_depth() + 1,
-            made: self.parent.as_ref().map(|parent| parent.made.clone()).unwrap_or_default(),
+            subrequests: self.subrequests.get_or_init(Arc::default).clone(),
         }
     }
 

@@ -446,3 +446,20 @@ async fn the_copy_of_an_upgrade_is_an_ordinary_request() {
     assert_eq!(other.only_request().header("upgrade"), None);
     assert_eq!(app.only_request().header("upgrade"), Some("websocket"));
 }
+
+/// What one filter finds out is known to the subrequests of the next.
+#[tokio::test]
+async fn each_subrequest_knows_what_is_known_by_then() {
+    let (app, other) = (answering(reply(200, "")).await, answering("HTTP/1.1 204 No Content\r\n\r\n").await);
+    let id = json!({ "request_id": { "trust_incoming": true } });
+    let copies = json!({ "mirror": { "upstream": "app" } });
+    let proxy = beside(&app, &other, Value::Null)
+        .routes(json!([
+            { "upstream": "app", "filters": [copies, id, auth()] },
+            { "match": { "path": "/other" }, "upstream": "other", "set_headers": { "X-Id": "$request_id" } },
+        ]))
+        .start()
+        .await;
+    assert_eq!(proxy.connect().await.request("GET", "/", "X-Request-Id: mine\r\n").await.status, 200);
+    assert_eq!(other.only_request().header("x-id"), Some("mine"));
+}
