@@ -104,9 +104,7 @@ impl Delivery<'_> {
         let mut run = Bufs::from_chunk(Bytes::new(), true);
         if empty && pass.session.client().is_some_and(|client| client.is_http2()) {
             pass.body_filter(&mut run).await?;
-            self.send_header(pass, header, run.is_empty() && run.is_last())?;
-            self.rate.pend(run);
-            return Ok(());
+            return self.send(pass, Some(header), run);
         }
         self.send_header(pass, header, false)?;
         if self.writer.is_ended() {

@@ -446,3 +446,12 @@ async fn the_copy_of_an_upgrade_is_an_ordinary_request() {
     assert_eq!(other.only_request().header("upgrade"), None);
     assert_eq!(app.only_request().header("upgrade"), Some("websocket"));
 }
+
+#[tokio::test]
+async fn a_fallback_for_an_empty_answer_reaches_an_http2_client() {
+    let (app, other) = (answering(reply(503, "")).await, answering(reply(200, "sorry")).await);
+    let proxy = beside(&app, &other, fallback()).tls(&[&Certificate::new("test")]).start().await;
+    let answer = Http2::connect_tls(proxy.ports.tls, "test").await.get("/").await;
+    assert_eq!((answer.status.as_u16(), answer.body.as_slice()), (200, &b"sorry"[..]));
+    assert!(answer.broken.is_none());
+}
