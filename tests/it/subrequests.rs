@@ -455,3 +455,16 @@ async fn a_fallback_for_an_empty_answer_reaches_an_http2_client() {
     assert_eq!((answer.status.as_u16(), answer.body.as_slice()), (200, &b"sorry"[..]));
     assert!(answer.broken.is_none());
 }
+
+#[tokio::test]
+async fn no_coded_bytes_get_into_a_page() {
+    let app = page(&["a<!--# include virtual=\"/other\" -->b<!--# include virtual=\"/other/always\" -->c"]).await;
+    let other = Origin::http(|request| match request.header("accept-encoding") {
+        None if request.target == "/other" => reply(200, "text"),
+        _ => "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\ngzip".into(),
+    })
+    .await;
+    let proxy = beside(&app, &other, include()).start().await;
+    let response = proxy.connect().await.request("GET", "/", "Accept-Encoding: gzip\r\n").await;
+    assert_eq!(response.text(), "atextb[gone]c");
+}
