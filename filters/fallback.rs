@@ -74,6 +74,8 @@ impl UpstreamPhases for Fallback {
                     response.set_reason_phrase(None)?;
                 }
                 ctx.0 = Some(answer);
+                // The first answer's body may never come.
+                session.resume_body();
             }
             Err(error) => log::error!("fallback: {error}"),
         }

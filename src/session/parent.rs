@@ -164,7 +164,8 @@ impl Session<'_> {
     }
 
     /// In `body_filter`, by a filter that has more to say than this run: call it again, with an empty run, when the client
-    /// has taken this one. Until then no more of the response is read; the end of the body waits for it too.
+    /// has taken this one. Until then no more of the response is read; the end of the body waits for it too. In
+    /// `response_filter`, by one that has something to say before the body: call its `body_filter` first with an empty run.
     pub fn resume_body(&mut self) {
         self.resume = Some(Resume::Now);
     }

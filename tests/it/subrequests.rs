@@ -468,3 +468,25 @@ async fn no_coded_bytes_get_into_a_page() {
     let response = proxy.connect().await.request("GET", "/", "Accept-Encoding: gzip\r\n").await;
     assert_eq!(response.text(), "atextb[gone]c");
 }
+
+#[tokio::test]
+async fn a_fallback_does_not_wait_for_the_answer_it_replaces() {
+    let app = Origin::start(async |mut conn| {
+        conn.request().await;
+        conn.send("HTTP/1.1 503 X\r\nContent-Length: 7\r\n\r\n").await;
+        conn.closed().await;
+    })
+    .await;
+    let other = answering(reply(200, "sorry")).await;
+    let proxy = beside(&app, &other, fallback()).start().await;
+    assert_eq!(proxy.connect().await.get("/").await.text(), "sorry");
+    app.wait("the end of the first exchange", |seen| seen.open == 0).await;
+}
+
+#[tokio::test]
+async fn a_fallback_does_not_fail_with_the_answer_it_replaces() {
+    let app = Origin::once("HTTP/1.1 503 X\r\nContent-Length: 7\r\n\r\n").await;
+    let other = answering(reply(200, "sorry")).await;
+    let proxy = beside(&app, &other, fallback()).start().await;
+    assert_eq!(proxy.connect().await.get("/").await.text(), "sorry");
+}
