@@ -177,10 +177,10 @@ impl Include {
                     ctx.pieces.push_front(piece);
                     return Ok(());
                 }
-                Piece::Asked(uri, fetch) => self.answered(uri, fetch).await,
+                Piece::Asked(uri, fetch) => session.unless_client_leaves(self.answered(uri, fetch)).await?,
                 Piece::Answered(mut answer) => {
                     // What is cut off in the middle cannot be mended: the page is broken off too.
-                    let Some(mut run) = answer.next().await? else { continue };
+                    let Some(mut run) = session.unless_client_leaves(answer.next()).await?? else { continue };
                     run.take().into_iter().for_each(|chunk| body.push(chunk));
                     Piece::Answered(answer)
                 }
