@@ -536,8 +536,11 @@ async fn a_subrequest_ends_with_the_client_that_left_in_its_middle() {
     let app = Origin::once(text("b")).await;
     // More than may wait behind an include that is not answered.
     let long = Origin::once(text(&"b".repeat(300_000))).await;
-    let cases =
-        [(&broken, fallback(), endless().await), (&app, include(), endless().await), (&long, include(), silent().await)];
+    let cases = [
+        (&broken, fallback(), endless().await),
+        (&app, include(), endless().await),
+        (&long, include(), silent().await),
+    ];
     for (app, filter, other) in cases {
         let proxy = beside(app, &other, filter).tls(&[&Certificate::new("test")]).start().await;
         proxy.reload(|config| config["services"][0]["routes"][1]["timeouts"] = json!({})).await;
@@ -557,4 +560,18 @@ async fn a_subrequest_ends_with_the_client_that_left_in_its_middle() {
         })
         .await;
     }
+}
+
+/// Each of them is polled by the one around it, and the stack of a thread ends somewhere.
+#[tokio::test]
+async fn a_route_that_asks_itself_does_not_end_the_process() {
+    let app = answering(reply(503, "broken!")).await;
+    let filter = json!({ "fallback": { "when": [503], "uri": "/sorry" } });
+    let proxy = Proxy::to(&app).route(json!({ "filters": [filter] })).start().await;
+    let response = proxy.connect().await.get("/").await;
+    assert_eq!((response.status, response.text().as_str()), (503, "broken!"));
+    let app = page(&["<!--# include virtual=\"/page\" -->."]).await;
+    let filter = json!({ "include": { "max_depth": 255, "on_error": "[gone]" } });
+    let proxy = Proxy::to(&app).route(json!({ "filters": [filter] })).start().await;
+    assert_eq!(proxy.connect().await.get("/").await.text(), "[gone]...........");
 }
