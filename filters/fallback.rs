@@ -74,6 +74,8 @@ impl UpstreamPhases for Fallback {
                     response.set_reason_phrase(None)?;
                 }
                 ctx.0 = Some(answer);
+                // The first answer's body may never come.
+                session.resume_body();
             }
             Err(error) => log::error!("fallback: {error}"),
         }
@@ -83,7 +85,7 @@ impl UpstreamPhases for Fallback {
     async fn body_filter(&self, session: &mut Session<'_>, body: &mut Bufs, ctx: &mut FallbackCtx) -> Result<()> {
         let Some(answer) = &mut ctx.0 else { return Ok(()) };
         body.take();
-        match answer.next().await? {
+        match session.unless_client_leaves(answer.next()).await?? {
             Some(mut run) => {
                 run.take().into_iter().for_each(|chunk| body.push(chunk));
                 session.resume_body();

@@ -11,7 +11,8 @@
 //! page includes are looked for again, by the filter of its own route, `max_depth` deep.
 //!
 //! Anything else between `<!--#` and `-->` passes as it is, and so does a tag longer than 1 KiB. Bodies with a
-//! `Content-Encoding` are not looked into: the upstream is asked for one without.
+//! `Content-Encoding` are not looked into, and fail as includes: the upstream, and who is asked for an include, are asked for
+//! one without.
 
 use millpond::prelude::*;
 use serde::Deserialize;
@@ -142,7 +143,10 @@ impl Include {
     }
 
     fn ask(&self, session: &Session<'_>, uri: String) -> Piece {
-        let asked = session.request_for(&uri).and_then(|request| session.subrequest(request, &Target::route()));
+        let asked = session.request_for(&uri).and_then(|mut request| {
+            request.remove_header("accept-encoding");
+            session.subrequest(request, &Target::route())
+        });
         match asked {
             Ok(question) => Piece::Asked(uri, question.spawn()),
             Err(error) => self.failed(&uri, &error),
@@ -173,10 +177,10 @@ impl Include {
                     ctx.pieces.push_front(piece);
                     return Ok(());
                 }
-                Piece::Asked(uri, fetch) => self.answered(uri, fetch).await,
+                Piece::Asked(uri, fetch) => session.unless_client_leaves(self.answered(uri, fetch)).await?,
                 Piece::Answered(mut answer) => {
                     // What is cut off in the middle cannot be mended: the page is broken off too.
-                    let Some(mut run) = answer.next().await? else { continue };
+                    let Some(mut run) = session.unless_client_leaves(answer.next()).await?? else { continue };
                     run.take().into_iter().for_each(|chunk| body.push(chunk));
                     Piece::Answered(answer)
                 }
@@ -188,11 +192,14 @@ impl Include {
 
     async fn answered(&self, uri: String, fetch: Fetch) -> Piece {
         match fetch.response().await {
-            Ok(answer) if answer.header().status.is_success() => Piece::Answered(Box::new(answer)),
-            Ok(answer) => {
+            Ok(answer) if !answer.header().status.is_success() => {
                 let text = format!("the answer {}", answer.header().status);
                 self.failed(&uri, &Error::new(ErrorKind::Filter, text))
             }
+            Ok(answer) if answer.header().headers.contains_key("content-encoding") => {
+                self.failed(&uri, &Error::new(ErrorKind::Filter, "an answer with a Content-Encoding"))
+            }
+            Ok(answer) => Piece::Answered(Box::new(answer)),
             Err(error) => self.failed(&uri, &error),
         }
     }

@@ -276,7 +276,9 @@ impl<'s> Pass<'s> {
             let hook = guarded(&chain.filters[index], Hook::Response, self.timed, |phases| {
                 phases.response_filter(&mut self.session, &mut header, &mut *self.contexts[index])
             });
-            if hook.await? == Header::Hold {
+            let passed = hook.await?;
+            self.note_resumption(index, &mut Bufs::new());
+            if passed == Header::Hold {
                 self.held = Some(HeldHeader { by: index, header });
                 return Ok(None);
             }

@@ -94,6 +94,14 @@ impl Subrequest {
     /// There is no answer: no peer, a time limit, a filter of the route has failed. [`Error::status`] is what a client
     /// would have been told.
     pub async fn send(self) -> Result<Subresponse> {
+        if self.parent.is_nested() {
+            // In a task, for the stack's sake: see `Parent::is_nested`.
+            return self.spawn().response().await;
+        }
+        self.run().await
+    }
+
+    async fn run(self) -> Result<Subresponse> {
         let length = self.body.as_ref().map_or(BodyLength::None, |body| BodyLength::Known(body.len()));
         let Subrequest { request, body, service, route, chain, captures, limits, parent } = self;
         let session = Session::of_parent(request, body, service, route.clone(), captures, limits, parent);
@@ -113,7 +121,7 @@ impl Subrequest {
     pub fn spawn(self) -> Fetch {
         let (over, ready) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
-            let answered = self.send().await;
+            let answered = self.run().await;
             drop(over);
             answered
         });

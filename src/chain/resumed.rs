@@ -16,7 +16,7 @@ pub(super) struct Resumption {
 }
 
 impl Pass<'_> {
-    /// The filter at `position` has seen `body`: does it want to be called again?
+    /// The filter at `position` has seen `body`, or the header: does it want to be called again?
     pub(super) fn note_resumption(&mut self, position: usize, body: &mut Bufs) {
         let when = self.session.take_resume();
         self.resumptions.retain(|resumption| resumption.position != position);

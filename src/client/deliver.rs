@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use pingora_http::ResponseHeader;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -79,6 +79,7 @@ pub(crate) async fn deliver(
         writer: ClientWriter::new(client, conf.client.send_timeout),
         source,
         unacknowledged: false,
+        watched: body.is_watched(),
         rate: Rate::new(pass.session.limit_rate()),
     };
     let empty = matches!(&delivery.source, Source::Whole(bufs, None) if bufs.is_empty());
@@ -94,6 +95,8 @@ struct Delivery<'a> {
     source: Source<'a>,
     /// The client has not yet accepted what the source gave out last.
     unacknowledged: bool,
+    /// Does it matter if the client leaves?
+    watched: bool,
     rate: Rate,
 }
 
@@ -104,9 +107,7 @@ impl Delivery<'_> {
         let mut run = Bufs::from_chunk(Bytes::new(), true);
         if empty && pass.session.client().is_some_and(|client| client.is_http2()) {
             pass.body_filter(&mut run).await?;
-            self.send_header(pass, header, run.is_empty() && run.is_last())?;
-            self.rate.pend(run);
-            return Ok(());
+            return self.send(pass, Some(header), run);
         }
         self.send_header(pass, header, false)?;
         if self.writer.is_ended() {
@@ -127,7 +128,7 @@ impl Delivery<'_> {
                 Event::Run(Ok(run)) => self.filter(pass, run).await?,
                 Event::Resume => {
                     let mut run = Bufs::new();
-                    let header = pass.resume(&mut run).await?;
+                    let header = self.unless_reset(pass.resume(&mut run)).await?;
                     self.send(pass, header, run)?;
                 }
                 Event::Run(Err(error)) => {
@@ -165,7 +166,8 @@ impl Delivery<'_> {
             self.source.accepted();
         }
         if pass.poll_resume(cx).is_ready() {
-            return Poll::Ready(Event::Resume);
+            // Nobody knows how long it takes: what came before it does not wait.
+            return Poll::Ready(if self.writer.is_unflushed() { Event::Dry } else { Event::Resume });
         }
         let read = if pass.may_read() { self.source.poll_read(cx) } else { Poll::Pending };
         match read {
@@ -184,8 +186,18 @@ impl Delivery<'_> {
         if self.rate.is_slice() {
             return self.write(pass, run);
         }
-        let header = pass.body_filter(&mut run).await?;
+        let header = self.unless_reset(pass.body_filter(&mut run)).await?;
         self.send(pass, header, run)
+    }
+
+    /// Filters at work, as long as an HTTP/2 client is there: the writer has its stream, and a filter cannot watch it.
+    async fn unless_reset<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut work = pin!(work);
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Pending if self.watched => self.writer.poll_reset(cx).map(Err),
+            done => done,
+        })
+        .await
     }
 
     /// What has come out of the filters goes to the client.

@@ -21,8 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
-/// How deep subrequests may be nested. nginx: `NGX_HTTP_MAX_SUBREQUESTS`.
-const MAX_DEPTH: usize = 50;
+/// How deep subrequests may be nested. nginx has 50 (`NGX_HTTP_MAX_SUBREQUESTS`), but here a body is polled by the one
+/// around it, on the stack of one thread: without optimization a level of includes takes 100 KiB of its 2 MiB.
+const MAX_DEPTH: usize = 10;
 /// How many a client's request may start in all.
 const MAX_SUBREQUESTS: usize = 1000;
 
@@ -41,6 +42,14 @@ pub(crate) struct Parent {
     depth: usize,
     /// Of the client's request.
     subrequests: Arc<AtomicUsize>,
+}
+
+impl Parent {
+    /// Is it for the subrequests of a subrequest? Each would be polled by the one around it, and until its header is there that
+    /// takes more of the stack than ten levels have.
+    pub(crate) fn is_nested(&self) -> bool {
+        self.depth > 1
+    }
 }
 
 /// When a filter wants its `body_filter` to be called again.
@@ -101,8 +110,8 @@ impl Session<'_> {
     /// route's own filters: the service's stand around this request already.
     ///
     /// # Errors
-    /// Its target cannot be sent, no route is there for it, subrequests are nested more than 50 deep, or the client's
-    /// request has started 1,000 of them.
+    /// Its target cannot be sent, no route is there for it, subrequests are nested more than 10 deep, or the client's request
+    /// has started 1,000 of them.
     pub fn subrequest(&self, mut request: RequestHeader, target: &Target) -> Result<Subrequest> {
         headers::check_target(&request)?;
         // There is nobody to talk to behind a switch of protocols.
@@ -166,7 +175,8 @@ impl Session<'_> {
     }
 
     /// In `body_filter`, by a filter that has more to say than this run: call it again, with an empty run, when the client
-    /// has taken this one. Until then no more of the response is read; the end of the body waits for it too.
+    /// has taken this one. Until then no more of the response is read; the end of the body waits for it too. In
+    /// `response_filter`, by one that has something to say before the body: call its `body_filter` first with an empty run.
     pub fn resume_body(&mut self) {
         self.resume = Some(Resume::Now);
     }

@@ -462,4 +462,132 @@ async fn each_subrequest_knows_what_is_known_by_then() {
         .await;
     assert_eq!(proxy.connect().await.request("GET", "/", "X-Request-Id: mine\r\n").await.status, 200);
     assert_eq!(other.only_request().header("x-id"), Some("mine"));
+
+#[tokio::test]
+async fn a_fallback_for_an_empty_answer_reaches_an_http2_client() {
+    let (app, other) = (answering(reply(503, "")).await, answering(reply(200, "sorry")).await);
+    let proxy = beside(&app, &other, fallback()).tls(&[&Certificate::new("test")]).start().await;
+    let answer = Http2::connect_tls(proxy.ports.tls, "test").await.get("/").await;
+    assert_eq!((answer.status.as_u16(), answer.body.as_slice()), (200, &b"sorry"[..]));
+    assert!(answer.broken.is_none());
+}
+
+#[tokio::test]
+async fn no_coded_bytes_get_into_a_page() {
+    let app = page(&["a<!--# include virtual=\"/other\" -->b<!--# include virtual=\"/other/always\" -->c"]).await;
+    let other = Origin::http(|request| match request.header("accept-encoding") {
+        None if request.target == "/other" => reply(200, "text"),
+        _ => "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\ngzip".into(),
+    })
+    .await;
+    let proxy = beside(&app, &other, include()).start().await;
+    let response = proxy.connect().await.request("GET", "/", "Accept-Encoding: gzip\r\n").await;
+    assert_eq!(response.text(), "atextb[gone]c");
+}
+
+#[tokio::test]
+async fn a_fallback_does_not_wait_for_the_answer_it_replaces() {
+    let app = Origin::start(async |mut conn| {
+        conn.request().await;
+        conn.send("HTTP/1.1 503 X\r\nContent-Length: 7\r\n\r\n").await;
+        conn.closed().await;
+    })
+    .await;
+    let other = answering(reply(200, "sorry")).await;
+    let proxy = beside(&app, &other, fallback()).start().await;
+    assert_eq!(proxy.connect().await.get("/").await.text(), "sorry");
+    app.wait("the end of the first exchange", |seen| seen.open == 0).await;
+}
+
+#[tokio::test]
+async fn a_fallback_does_not_fail_with_the_answer_it_replaces() {
+    let app = Origin::once("HTTP/1.1 503 X\r\nContent-Length: 7\r\n\r\n").await;
+    let other = answering(reply(200, "sorry")).await;
+    let proxy = beside(&app, &other, fallback()).start().await;
+    assert_eq!(proxy.connect().await.get("/").await.text(), "sorry");
+}
+
+#[tokio::test]
+async fn the_beginning_of_a_fallback_does_not_wait_for_its_rest() {
+    let app = answering(reply(503, "")).await;
+    let go = Arc::new(Notify::new());
+    let other = Origin::start({
+        let go = go.clone();
+        move |mut conn| {
+            let go = go.clone();
+            async move {
+                conn.request().await;
+                conn.send("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf").await;
+                go.notified().await;
+                conn.send("rest").await;
+            }
+        }
+    })
+    .await;
+    let proxy = beside(&app, &other, fallback()).start().await;
+    proxy.reload(|config| config["services"][0]["routes"][1]["timeouts"] = json!({})).await;
+    let mut client = proxy.connect().await;
+    client.send_request("GET", "/", "").await;
+    let head = client.head().await;
+    let mut framing = framing(&head, "GET");
+    assert_eq!(client.body_piece(&mut framing).await.unwrap().unwrap(), b"half");
+    go.notify_one();
+    assert_eq!(rest(&mut client, &mut framing).await, "rest");
+}
+
+async fn endless() -> Origin {
+    Origin::start(async |mut conn| {
+        conn.request().await;
+        conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n").await;
+        conn.closed().await;
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_subrequest_ends_with_the_client_that_left_in_its_middle() {
+    let broken = answering(reply(503, "")).await;
+    let tag = "a<!--# include virtual=\"/other\" -->";
+    let text = |rest: &str| format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n{tag}{rest}");
+    let app = Origin::once(text("b")).await;
+    // More than may wait behind an include that is not answered.
+    let long = Origin::once(text(&"b".repeat(300_000))).await;
+    let cases = [
+        (&broken, fallback(), endless().await),
+        (&app, include(), endless().await),
+        (&long, include(), silent().await),
+    ];
+    for (app, filter, other) in cases {
+        let proxy = beside(app, &other, filter).tls(&[&Certificate::new("test")]).start().await;
+        proxy.reload(|config| config["services"][0]["routes"][1]["timeouts"] = json!({})).await;
+        let mut client = proxy.connect().await;
+        client.send_request("GET", "/", "").await;
+        client.head().await;
+        other.wait("the subrequest", |seen| seen.requests.len() == 1).await;
+        client.reset();
+        other.wait("its end", |seen| seen.open == 0).await;
+        let mut client = Http2::connect_tls(proxy.ports.tls, "test").await;
+        let answer = client.get_head("/").await;
+        other.wait("the subrequest", |seen| seen.requests.len() == 2).await;
+        drop(answer);
+        other.wait("its end", |seen| seen.open == 0).await;
+        eventually("nothing is in flight", async || {
+            (proxy.metric("requests_in_flight", &[]).await == Some(0.0)).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Each of them is polled by the one around it, and the stack of a thread ends somewhere.
+#[tokio::test]
+async fn a_route_that_asks_itself_does_not_end_the_process() {
+    let app = answering(reply(503, "broken!")).await;
+    let filter = json!({ "fallback": { "when": [503], "uri": "/sorry" } });
+    let proxy = Proxy::to(&app).route(json!({ "filters": [filter] })).start().await;
+    let response = proxy.connect().await.get("/").await;
+    assert_eq!((response.status, response.text().as_str()), (503, "broken!"));
+    let app = page(&["<!--# include virtual=\"/page\" -->."]).await;
+    let filter = json!({ "include": { "max_depth": 255, "on_error": "[gone]" } });
+    let proxy = Proxy::to(&app).route(json!({ "filters": [filter] })).start().await;
+    assert_eq!(proxy.connect().await.get("/").await.text(), "[gone]...........");
 }
