@@ -98,7 +98,7 @@ fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
         None if is_path => return Ok(()),
         None => target.to_vec(),
         Some(uri) => {
-            let replacement = uri.render(session);
+            let replacement = uri.render_target(session);
             let (path, query) = paths::split_query(target);
             let rest = match &conf.matches.path {
                 PathMatch::Prefix(prefix) => {
