@@ -13,7 +13,7 @@
 //! A group is one value, in a path and in a query: no text of a client becomes a further argument or header.
 //!
 //! `$request_uri` stays what the client sent. The route does not change; a second `rewrite` sees what the first one made. With
-//! a `uri`, the route replaces its prefix of the new path.
+//! a `uri`, the route replaces its prefix of the new path; one without the prefix is sent as it is.
 
 use millpond::paths;
 use millpond::prelude::*;

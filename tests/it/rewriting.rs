@@ -73,6 +73,21 @@ async fn rewrite_changes_the_path_for_the_upstream() {
     }
 }
 
+#[tokio::test]
+async fn the_routes_uri_replaces_its_prefix_and_nothing_else_of_a_new_path() {
+    let origin = hello().await;
+    for (to, expected) in [("/api/b/$1", "/v2/b/secret?x"), ("/users/$1", "/users/secret?x"), ("/b", "/b?x")] {
+        let seen = origin.requests().len();
+        let route = json!({
+            "match": { "path": "/api/" }, "uri": "/v2/",
+            "filters": [{ "rewrite": { "regex": "^/api/(.*)", "to": to } }],
+        });
+        let proxy = Proxy::to(&origin).route(route).start().await;
+        assert_eq!(proxy.connect().await.get("/api/secret?x").await.status, 200, "{to}");
+        assert_eq!(origin.requests()[seen].target, expected, "{to}");
+    }
+}
+
 /// An origin that answers with this text, as JSON.
 async fn json_origin(body: &'static str) -> Origin {
     Origin::http(move |request| {
