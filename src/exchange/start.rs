@@ -101,7 +101,7 @@ fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
         Some(uri) => {
             let (path, query) = paths::split_query(target);
             match behind_prefix(&conf.matches.path, path)? {
-                Some(rest) => [uri.render_target(session).as_bytes(), rest.as_bytes(), query].concat(),
+                Some(rest) => with_query(uri.render_target(session) + &rest, query),
                 None => target.to_vec(),
             }
         }
@@ -115,6 +115,14 @@ fn behind_prefix(matched: &PathMatch, path: &[u8]) -> Result<Option<String>> {
     match matched {
         PathMatch::Prefix(prefix) => Ok(paths::normalize(path)?.strip_prefix(prefix.as_bytes()).map(paths::encode)),
         PathMatch::Exact(_) | PathMatch::Regex(_) => Ok(Some(String::new())),
+    }
+}
+
+/// The client's query behind one that the target has already is the rest of it.
+fn with_query(target: String, query: &[u8]) -> Vec<u8> {
+    match query.strip_prefix(b"?") {
+        Some(more) if target.contains('?') => [target.as_bytes(), b"&", more].concat(),
+        _ => [target.as_bytes(), query].concat(),
     }
 }
 

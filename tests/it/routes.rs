@@ -110,6 +110,7 @@ async fn a_capture_in_uri_stays_one_value() {
         ("/v2/$1", "/a/x%0d%0aX-Evil:%201", "/v2/x%0D%0AX-Evil:%201"),
         ("/v2/$1", "/a/%C3%A9", "/v2/%C3%A9"),
         ("/v2?q=$1", "/a/b&c=%23", "/v2?q=b%26c%3D%23"),
+        ("/v2?q=$1", "/a/7?x=1&y=?", "/v2?q=7&x=1&y=?"),
         ("/v2$uri?r=$http_x_free", "/a/x%20y", "/v2/a/x%20y?r=a%20b"),
     ] {
         let route = json!({ "match": { "path_regex": "(?s)^/a/(.*)$" }, "upstream": "app", "uri": uri });
