@@ -78,13 +78,13 @@ impl Redirect {
         let status =
             status.ok_or_else(|| expected(format!("301, 302, 303, 307 or 308 as `status`, not {}", conf.status)))?;
         let (site, path) = match conf.to.split_once("://") {
-            Some((scheme, rest)) => {
+            Some((scheme, rest)) if !scheme.contains(['/', '?', '#']) => {
                 let end = PATHS.iter().filter_map(|begin| rest.find(begin)).min().unwrap_or(rest.len());
                 let (host, path) = rest.split_at(end);
                 let site = Site { scheme: template(scheme)?, host: template(host)? };
                 (Some(site), path)
             }
-            None => (None, conf.to.as_str()),
+            _ => (None, conf.to.as_str()),
         };
         if !site.as_ref().is_none_or(Site::is_settled) || (site.is_none() && path.is_empty()) {
             return Err(expected(format!(
@@ -183,6 +183,8 @@ mod tests {
             "https://$1.example.com${uri}?$args",
             "https://example.com",
             "https://$host:$server_port/",
+            "https://[::1]:8443/$1",
+            "/login?next=https://$host$request_uri",
             "/",
             "$request_uri",
         ] {
