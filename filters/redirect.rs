@@ -108,9 +108,11 @@ impl Site {
     fn is_settled(&self) -> bool {
         let scheme = matches!(self.scheme.to_string().as_str(), "http" | "https" | "${scheme}");
         let host = self.host.to_string();
-        let of_ours =
-            |variable: &&Variable| matches!(variable, Variable::Host | Variable::ServerAddr | Variable::ServerPort);
-        scheme && !host.is_empty() && (!host.ends_with('}') || self.host.variables().last().filter(of_ours).is_some())
+        // A port behind a name does not make it less of a stranger's; behind the colons of an IPv6 address is no port.
+        let (name, port) = host.rsplit_once(':').filter(|(_, port)| !port.contains(']')).unwrap_or((&host, ""));
+        let of_ours = ["${host}", "${server_addr}"].iter().any(|ours| name.ends_with(ours));
+        let has_port = port == "${server_port}" || port.bytes().all(|byte| byte.is_ascii_digit());
+        scheme && has_port && !name.is_empty() && (!name.ends_with('}') || of_ours)
     }
 
     /// `https://host`.
@@ -198,6 +200,11 @@ mod tests {
             "$1://a/",
             "https:///a",
             "https://a.$arg_b",
+            "https://$1:443/",
+            "https://$arg_b:$server_port/",
+            "https://$arg_b$server_port/",
+            "https://$arg_b:/",
+            "https://$arg_b:${arg_c}3/",
         ] {
             assert!(redirect(bad).is_err(), "{bad}");
         }
