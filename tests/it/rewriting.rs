@@ -62,6 +62,7 @@ async fn rewrite_changes_the_path_for_the_upstream() {
         ),
         (json!({ "regex": "^/a/(.*)", "to": "/b/$1" }), "/%61/../a//x%3Fy", "/b/x%3Fy"),
         (json!({ "regex": "^/a/(.*)", "to": "/b/$1" }), "/c/%61?q", "/c/%61?q"),
+        (json!({ "regex": "^", "to": "/site$uri" }), "/a/x%20y%25?q=%31", "/site/a/x%20y%25?q=%31"),
         (json!({ "regex": "^/a/(.*)", "to": "/b/$1" }), "/a/x%0d%0aX-Evil:1", "/b/x%0D%0AX-Evil:1"),
     ] {
         let seen = origin.requests().len();
