@@ -248,7 +248,7 @@ impl UpstreamPhases for RateLimit {
         }
         if self.conf.delay && taken.ahead > 0 {
             count("delayed");
-            tokio::time::sleep(Duration::from_nanos(taken.ahead)).await;
+            session.unless_client_leaves(tokio::time::sleep(Duration::from_nanos(taken.ahead))).await?;
         }
         Ok(Flow::Continue)
     }
