@@ -216,6 +216,17 @@ async fn rate_limit_in_a_zone_goes_on_after_a_reload() {
 }
 
 #[tokio::test]
+async fn a_zone_whose_rate_is_raised_keeps_nobody_out_at_the_old_one() {
+    let origin = quick().await;
+    let proxy = with(&origin, json!({ "rate_limit": { "rate": "1/h", "zone": "all" } })).start().await;
+    let mut client = proxy.connect().await;
+    assert_eq!([client.get("/").await.status, client.get("/").await.status], [200, 429]);
+    let rate = "/services/0/routes/0/filters/0/rate_limit/rate";
+    proxy.reload(|conf| *conf.pointer_mut(rate).unwrap() = "1000000/s".into()).await;
+    assert_eq!(client.get("/").await.status, 200);
+}
+
+#[tokio::test]
 async fn rate_limit_keeps_the_password_of_its_store_to_itself() {
     let origin = quick().await;
     let limit = |store: &str| json!({ "rate_limit": { "rate": "1/h", "store": store } });
