@@ -76,7 +76,7 @@ pub struct BasicAuth {
     challenge: HeaderValue,
     file: Arc<LiveUsers>,
     /// Strangers may have the hashes computed, but not by every thread at once.
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
 }
 
 impl BasicAuth {
@@ -92,7 +92,7 @@ impl BasicAuth {
         let file = Arc::new(LiveUsers::new(&conf.htpasswd_file).map_err(expected)?);
         let turns = std::thread::available_parallelism().map_or(1, |threads| threads.get().div_ceil(2));
         Lazy::force(&CHECKS);
-        Ok(BasicAuth { challenge, file, turns: Semaphore::new(turns) })
+        Ok(BasicAuth { challenge, file, turns: Arc::new(Semaphore::new(turns)) })
     }
 }
 
@@ -187,10 +187,10 @@ impl BasicAuth {
             return Ok(Check::Known);
         }
         let failed = |text: String| Error::new(ErrorKind::Internal, format!("checking a password: {text}"));
-        let turn = self.turns.acquire().await.map_err(|error| failed(error.to_string()))?;
+        let turn = self.turns.clone().acquire_owned().await.map_err(|error| failed(error.to_string()))?;
         let (checked, password) = (user.clone(), credentials.password.clone());
-        let right = tokio::task::spawn_blocking(move || checked.hash.is_of(&password)).await;
-        drop(turn);
+        // The work goes on when its request is dropped, and its turn with it.
+        let right = tokio::task::spawn_blocking(move || (checked.hash.is_of(&password), turn).0).await;
         if right.map_err(|error| failed(error.to_string()))? && found.is_some() {
             *user.verified.lock() = Some(digest);
             return Ok(Check::Right);
@@ -447,6 +447,21 @@ mod tests {
         let users = parse("ann:{SHA}y/toJHtMbPd8hz6eZnn3O56M92k=:Ann\nann:{PLAIN}x", Path::new("users")).unwrap();
         assert!(users.by_name["ann"].hash.is_of(b"p:ss w"));
         assert_eq!(users.all.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_request_keeps_its_turn_while_its_password_is_checked() {
+        let file = std::env::temp_dir().join(format!("millpond-htpasswd-{}", std::process::id()));
+        // It takes a while.
+        fs::write(&file, "ann:$2y$10$0yJVxkK7cRkMrl.0wayZiuyxuBlN8wtNex5yOUpCIiNaO8vec4Fl.\n").unwrap();
+        let filter = BasicAuth::new(BasicAuthConf { realm: "r".into(), htpasswd_file: file.clone() }).unwrap();
+        fs::remove_file(file).unwrap();
+        let all = filter.turns.available_permits();
+        let credentials = Credentials { user: "ann".into(), password: b"x".to_vec() };
+        let check = tokio::time::timeout(Duration::ZERO, filter.check(&credentials)).await;
+        assert!(check.is_err(), "it is dropped before it is done");
+        assert_eq!(filter.turns.available_permits(), all - 1);
+        drop(filter.turns.clone().acquire_many_owned(u32::try_from(all).unwrap()).await.unwrap());
     }
 
     #[test]

@@ -286,8 +286,16 @@ fn is_json(response: &ResponseHeader) -> bool {
 
 /// What no longer holds of a body that has been changed.
 fn change_header(header: &mut ResponseHeader) {
-    for name in ["content-length", "etag", "last-modified", "accept-ranges", "content-md5", "digest", "content-digest"]
-    {
+    for name in [
+        "content-length",
+        "etag",
+        "last-modified",
+        "accept-ranges",
+        "content-md5",
+        "digest",
+        "content-digest",
+        "repr-digest",
+    ] {
         header.remove_header(name);
     }
 }

@@ -88,7 +88,7 @@ impl UpstreamPhases for Fault {
         };
         if let Some(Time(delay)) = self.conf.delay {
             count(session, "delay");
-            tokio::time::sleep(delay).await;
+            session.unless_client_leaves(tokio::time::sleep(delay)).await?;
         }
         if self.conf.abort {
             count(session, "abort");

@@ -199,14 +199,14 @@ fn is_named(name: &str, redact: &[String]) -> bool {
     redact.iter().any(|hidden| hidden.eq_ignore_ascii_case(name))
 }
 
-/// `a=1&password=***`. `user[password]` is named `password`, too.
+/// `a=1&password=***`. `user[password]` and `password[0]` are named `password`, too.
 fn redact_form(text: &str, redact: &[String]) -> String {
     let field = |field: &str| {
         let Some((name, _)) = field.split_once('=') else { return field.to_owned() };
         let plain = name.replace('+', " ");
         let plain = percent_encoding::percent_decode_str(&plain).decode_utf8_lossy();
-        let inner = plain.strip_suffix(']').and_then(|plain| plain.rsplit('[').next());
-        match is_named(plain.trim(), redact) || inner.is_some_and(|inner| is_named(inner, redact)) {
+        let mut parts = plain.split(['[', ']']).chain([plain.trim()]);
+        match parts.any(|part| is_named(part.trim(), redact)) {
             true => format!("{name}={HIDDEN}"),
             false => field.to_owned(),
         }
@@ -365,6 +365,10 @@ mod tests {
         let form = |text| redact_form(text, &names());
         assert_eq!(form("user=joe&password=x%26y&n=1"), "user=joe&password=***&n=1");
         assert_eq!(form("PassWord=x&p%61ssword=x&user[password]=x"), "PassWord=***&p%61ssword=***&user[password]=***");
+        assert_eq!(
+            form("password[]=x&user[password][0]=x&a[token][b]=x"),
+            "password[]=***&user[password][0]=***&a[token][b]=***"
+        );
         assert_eq!(form("password"), "password");
         assert_eq!(form("passwords=1"), "passwords=1");
     }

@@ -14,7 +14,8 @@
 //! `max_keys` keys are remembered, and for no longer than they are ahead of the rate; when there are more, the one that
 //! has not been seen for longest is forgotten.
 //!
-//! With a `store` all proxies with the same `zone` (without one: the same `key`, `rate` and `burst`) limit as one.
+//! With a `store` all proxies with the same `zone` and `rate` (without a zone: the same `key`, `rate` and `burst`) limit as
+//! one.
 //! While the store is away each of them limits by itself with the same numbers; no request fails because of it.
 //!
 //! `millpond_rate_limit_requests_total` counts by service, route and outcome (`delayed`, `rejected`) what did not pass
@@ -74,7 +75,7 @@ pub struct RateLimitConf {
     /// How many keys are remembered, at 100 bytes each or less; at least 1.
     #[serde(default = "max_keys")]
     pub max_keys: usize,
-    /// Limit together with all places that have the same zone, and go on with it after a reload.
+    /// Limit together with all places that have the same zone and rate, and go on with it after a reload.
     #[serde(default)]
     pub zone: Option<String>,
     /// Limit together with other proxies: `redis://[user:password@]host:port[/database]`.
@@ -199,9 +200,13 @@ impl RateLimit {
         if cfg!(not(feature = "rate_limit_redis")) && conf.store.is_some() {
             return expected("no `store`: this binary was built without the feature rate_limit_redis".to_owned());
         }
+        let table = match &conf.zone {
+            Some(name) => zone(name, limit, conf.max_keys),
+            None => Table::new(conf.max_keys),
+        };
         Ok(RateLimit {
             limit,
-            table: conf.zone.as_deref().map_or_else(|| Table::new(conf.max_keys), |name| zone(name, conf.max_keys)),
+            table,
             #[cfg(feature = "rate_limit_redis")]
             store: conf.store.as_ref().map(|url| redis_store::Store::new(url, &conf)).transpose()?,
             conf,
@@ -248,7 +253,7 @@ impl UpstreamPhases for RateLimit {
         }
         if self.conf.delay && taken.ahead > 0 {
             count("delayed");
-            tokio::time::sleep(Duration::from_nanos(taken.ahead)).await;
+            session.unless_client_leaves(tokio::time::sleep(Duration::from_nanos(taken.ahead))).await?;
         }
         Ok(Flow::Continue)
     }

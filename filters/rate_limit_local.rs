@@ -121,17 +121,19 @@ impl Table {
     }
 }
 
-/// The table of a zone, which lives as long as a filter has it.
-pub(super) fn zone(name: &str, max_keys: usize) -> Arc<Table> {
-    static ZONES: Lazy<Mutex<HashMap<String, Weak<Table>>>> = Lazy::new(Mutex::default);
+/// The table of a zone, which lives as long as a filter has it. As in nginx a zone has one rate: its buckets are times,
+/// and what one rate makes an hour of is no hour at another.
+pub(super) fn zone(name: &str, limit: Limit, max_keys: usize) -> Arc<Table> {
+    static ZONES: Lazy<Mutex<HashMap<(String, u64), Weak<Table>>>> = Lazy::new(Mutex::default);
+    let zone = (name.to_owned(), limit.interval);
     let mut zones = ZONES.lock();
     zones.retain(|_, table| table.strong_count() > 0);
-    if let Some(table) = zones.get(name).and_then(Weak::upgrade) {
+    if let Some(table) = zones.get(&zone).and_then(Weak::upgrade) {
         table.max_keys.store(max_keys, Ordering::Relaxed);
         return table;
     }
     let table = Table::new(max_keys);
-    zones.insert(name.to_owned(), Arc::downgrade(&table));
+    zones.insert(zone, Arc::downgrade(&table));
     table
 }
 

@@ -73,7 +73,7 @@ impl Store {
         let client = Client::open(url.expose()).map_err(|_| expected())?;
         let ConnectionAddr::Tcp(host, port) = &client.get_connection_info().addr else { return Err(expected()) };
         let scope = match &conf.zone {
-            Some(zone) => zone.clone(),
+            Some(zone) => format!("{zone} {}", Limit::new(conf.rate, conf.burst).interval),
             None => format!("{} {} {}", conf.key, conf.rate, conf.burst),
         };
         Ok(Arc::new(Store {

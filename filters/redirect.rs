@@ -78,13 +78,13 @@ impl Redirect {
         let status =
             status.ok_or_else(|| expected(format!("301, 302, 303, 307 or 308 as `status`, not {}", conf.status)))?;
         let (site, path) = match conf.to.split_once("://") {
-            Some((scheme, rest)) => {
+            Some((scheme, rest)) if !scheme.contains(['/', '?', '#']) => {
                 let end = PATHS.iter().filter_map(|begin| rest.find(begin)).min().unwrap_or(rest.len());
                 let (host, path) = rest.split_at(end);
                 let site = Site { scheme: template(scheme)?, host: template(host)? };
                 (Some(site), path)
             }
-            None => (None, conf.to.as_str()),
+            _ => (None, conf.to.as_str()),
         };
         if !site.as_ref().is_none_or(Site::is_settled) || (site.is_none() && path.is_empty()) {
             return Err(expected(format!(
@@ -108,9 +108,11 @@ impl Site {
     fn is_settled(&self) -> bool {
         let scheme = matches!(self.scheme.to_string().as_str(), "http" | "https" | "${scheme}");
         let host = self.host.to_string();
-        let of_ours =
-            |variable: &&Variable| matches!(variable, Variable::Host | Variable::ServerAddr | Variable::ServerPort);
-        scheme && !host.is_empty() && (!host.ends_with('}') || self.host.variables().last().filter(of_ours).is_some())
+        // A port behind a name does not make it less of a stranger's; behind the colons of an IPv6 address is no port.
+        let (name, port) = host.rsplit_once(':').filter(|(_, port)| !port.contains(']')).unwrap_or((&host, ""));
+        let of_ours = ["${host}", "${server_addr}"].iter().any(|ours| name.ends_with(ours));
+        let has_port = port == "${server_port}" || port.bytes().all(|byte| byte.is_ascii_digit());
+        scheme && has_port && !name.is_empty() && (!name.ends_with('}') || of_ours)
     }
 
     /// `https://host`.
@@ -183,6 +185,8 @@ mod tests {
             "https://$1.example.com${uri}?$args",
             "https://example.com",
             "https://$host:$server_port/",
+            "https://[::1]:8443/$1",
+            "/login?next=https://$host$request_uri",
             "/",
             "$request_uri",
         ] {
@@ -196,6 +200,11 @@ mod tests {
             "$1://a/",
             "https:///a",
             "https://a.$arg_b",
+            "https://$1:443/",
+            "https://$arg_b:$server_port/",
+            "https://$arg_b$server_port/",
+            "https://$arg_b:/",
+            "https://$arg_b:${arg_c}3/",
         ] {
             assert!(redirect(bad).is_err(), "{bad}");
         }

@@ -13,7 +13,7 @@
 //! A group is one value, in a path and in a query: no text of a client becomes a further argument or header.
 //!
 //! `$request_uri` stays what the client sent. The route does not change; a second `rewrite` sees what the first one made. With
-//! a `uri`, the route replaces its prefix of the new path.
+//! a `uri`, the route replaces its prefix of the new path; one without the prefix is sent as it is.
 
 use millpond::paths;
 use millpond::prelude::*;
@@ -75,29 +75,35 @@ impl Rewrite {
     /// The new path and query, if the path matches.
     fn rewritten(&self, path: &str, query: Option<&str>, others: &dyn Variables) -> Option<String> {
         let groups = self.regex.captures(path)?;
-        let in_path = Groups { groups: &groups, in_query: false, others };
-        let path = self.path.render(&in_path);
+        let in_path = Groups { groups: &groups, path, in_query: false, others };
+        let new = self.path.render(&in_path);
         // Two slashes would begin a host for some.
-        let path = paths::encode(format!("/{}", path.trim_start_matches('/')).as_bytes());
-        let in_query = Groups { groups: &groups, in_query: true, others };
+        let new = paths::encode(format!("/{}", new.trim_start_matches('/')).as_bytes());
+        let in_query = Groups { groups: &groups, path, in_query: true, others };
         let query = match &self.query {
             Some(query) => paths::encode_query(query.render(&in_query).as_bytes()),
             None => query.unwrap_or_default().to_owned(),
         };
-        Some(if query.is_empty() { path } else { format!("{path}?{query}") })
+        Some(if query.is_empty() { new } else { format!("{new}?{query}") })
     }
 }
 
 /// What `to` can name.
 struct Groups<'a> {
     groups: &'a Captures<'a>,
+    /// Decoded: as a part of the new path it is encoded again.
+    path: &'a str,
     in_query: bool,
     others: &'a dyn Variables,
 }
 
 impl Variables for Groups<'_> {
     fn value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
-        let Variable::Capture(name) = variable else { return self.others.value(variable) };
+        let name = match variable {
+            Variable::Capture(name) => name,
+            Variable::Uri if !self.in_query => return Some(self.path.into()),
+            _ => return self.others.value(variable),
+        };
         let group = match name.parse() {
             Ok(number) => self.groups.get(number),
             Err(_) => self.groups.name(name),
@@ -143,6 +149,7 @@ mod tests {
             ("^/a/(?<id>.*)", "/b?id=$id&x=${1}", "/a/1&admin=1#", "/b?id=1%26admin%3D1%23&x=1%26admin%3D1%23"),
             ("^/a(.*)", "/$1", "/a/evil.com", "/evil.com?q=1"),
             ("^/a", "/b?", "/a", "/b"),
+            ("^", "/b$uri", "/a b%/c", "/b/a%20b%25/c?q=1"),
             ("(a)|(b)", "/$1-$2", "/b", "/-b?q=1"),
         ] {
             assert_eq!(rewritten(regex, to, path, Some("q=1")).as_deref(), Some(expected), "{path}");

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::template::{Variable, Variables};
-use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 use std::borrow::Cow;
 
 /// What a path must not carry as it is: nginx's `NGX_ESCAPE_URI`.
@@ -108,6 +108,11 @@ fn readable(path: &[u8]) -> String {
 /// A query, encoded already, in a form that can be sent: what must not stand in one is encoded, a `%` is not.
 pub fn encode_query(query: &[u8]) -> String {
     percent_encode(query, UNSAFE_IN_QUERY).to_string()
+}
+
+/// A text as one value in a query, in a form that can be sent.
+pub(crate) fn encode_value(value: &str) -> String {
+    utf8_percent_encode(value, NON_ALPHANUMERIC).to_string()
 }
 
 fn decode(path: &[u8]) -> Result<Vec<u8>, &'static str> {

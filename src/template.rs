@@ -4,6 +4,7 @@
 //! route's `path_regex` captured.
 
 use crate::conf::near;
+use crate::paths;
 use http::HeaderName;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Cow;
@@ -196,6 +197,21 @@ impl Template {
             [part] => part.render(vars, missing),
             parts => Cow::Owned(parts.iter().map(|part| part.render(vars, missing)).collect()),
         }
+    }
+
+    /// The text as the path and query of a request: what cannot be sent is encoded. A capture, which has been decoded, is
+    /// encoded again as one value: in the path it brings no query, in the query no further argument.
+    pub(crate) fn render_target(&self, vars: &dyn Variables) -> String {
+        let mut target = String::new();
+        for part in &self.parts {
+            let value = part.render(vars, "");
+            target += &match part {
+                Part::Variable(Variable::Capture(_)) if target.contains('?') => paths::encode_value(&value),
+                Part::Variable(Variable::Capture(_)) => paths::encode(value.as_bytes()),
+                Part::Literal(_) | Part::Variable(_) => paths::encode_query(value.as_bytes()),
+            };
+        }
+        target
     }
 
     /// The variables in it, in order.

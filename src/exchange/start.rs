@@ -85,7 +85,8 @@ fn set_host(session: &Session<'_>, upstream: &Upstream, peer: &Peer, request: &m
     Ok(())
 }
 
-/// `uri` replaces the matched prefix; with an exact path or a regular expression it replaces the whole path.
+/// `uri` replaces the matched prefix; with an exact path or a regular expression it replaces the whole path. A path that a
+/// filter has made and that does not begin with the prefix stays, as with nginx's `rewrite … break`.
 fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
     let conf = session.route().conf();
     // In HTTP/2, and in absolute form, the target has more than path and query.
@@ -98,19 +99,31 @@ fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
         None if is_path => return Ok(()),
         None => target.to_vec(),
         Some(uri) => {
-            let replacement = uri.render(session);
             let (path, query) = paths::split_query(target);
-            let rest = match &conf.matches.path {
-                PathMatch::Prefix(prefix) => {
-                    paths::encode(paths::normalize(path)?.get(prefix.len()..).unwrap_or_default())
-                }
-                PathMatch::Exact(_) | PathMatch::Regex(_) => String::new(),
-            };
-            [replacement.as_bytes(), rest.as_bytes(), query].concat()
+            match behind_prefix(&conf.matches.path, path)? {
+                Some(rest) => with_query(uri.render_target(session) + &rest, query),
+                None => target.to_vec(),
+            }
         }
     };
     request.set_raw_path(&target)?;
     Ok(())
+}
+
+/// What of the path stays; `None`: a filter has made another path of it, and there is no prefix to be replaced.
+fn behind_prefix(matched: &PathMatch, path: &[u8]) -> Result<Option<String>> {
+    match matched {
+        PathMatch::Prefix(prefix) => Ok(paths::normalize(path)?.strip_prefix(prefix.as_bytes()).map(paths::encode)),
+        PathMatch::Exact(_) | PathMatch::Regex(_) => Ok(Some(String::new())),
+    }
+}
+
+/// The client's query behind one that the target has already is the rest of it.
+fn with_query(target: String, query: &[u8]) -> Vec<u8> {
+    match query.strip_prefix(b"?") {
+        Some(more) if target.contains('?') => [target.as_bytes(), b"&", more].concat(),
+        _ => [target.as_bytes(), query].concat(),
+    }
 }
 
 fn header_value(value: &str) -> Result<HeaderValue> {

@@ -177,6 +177,35 @@ async fn timed_rate_limit_delays_what_is_ahead() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_while_it_is_delayed_is_let_go() {
+    let origin = quick().await;
+    for delay in
+        [json!({ "rate_limit": { "rate": "1/h", "burst": 1, "delay": true } }), json!({ "fault": { "delay": "1h" } })]
+    {
+        let limits = json!([{ "concurrency_limit": { "max": 1 } }, delay]);
+        let proxy = Proxy::to(&origin).route(json!({ "filters": limits })).start().await;
+        let first = usize::from(delay.get("rate_limit").is_some());
+        for _ in 0..first {
+            assert_eq!(proxy.connect().await.get("/").await.status, 200);
+            until_in_flight(&proxy, 0.0).await;
+        }
+        let mut client = proxy.connect().await;
+        client.send_request("GET", "/", "").await;
+        until_in_flight(&proxy, 1.0).await;
+        client.reset();
+        until_in_flight(&proxy, 0.0).await;
+        assert_eq!(proxy.access_log(first + 1).await[first].field("status"), "499", "{delay}");
+    }
+}
+
+async fn until_in_flight(proxy: &Proxy, requests: f64) {
+    eventually("so many requests are in flight", async || {
+        (proxy.metric("requests_in_flight", &[("service", "web")]).await == Some(requests)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn rate_limit_in_a_zone_goes_on_after_a_reload() {
     let origin = quick().await;
     let filter = json!({ "rate_limit": { "rate": "1/h", "zone": "all" } });
@@ -184,6 +213,17 @@ async fn rate_limit_in_a_zone_goes_on_after_a_reload() {
     assert_eq!(proxy.connect().await.get("/").await.status, 200);
     proxy.reload(|conf| conf["services"][0]["routes"][0]["set_headers"] = json!({ "X-New": "1" })).await;
     assert_eq!(proxy.connect().await.get("/").await.status, 429);
+}
+
+#[tokio::test]
+async fn a_zone_whose_rate_is_raised_keeps_nobody_out_at_the_old_one() {
+    let origin = quick().await;
+    let proxy = with(&origin, json!({ "rate_limit": { "rate": "1/h", "zone": "all" } })).start().await;
+    let mut client = proxy.connect().await;
+    assert_eq!([client.get("/").await.status, client.get("/").await.status], [200, 429]);
+    let rate = "/services/0/routes/0/filters/0/rate_limit/rate";
+    proxy.reload(|conf| *conf.pointer_mut(rate).unwrap() = "1000000/s".into()).await;
+    assert_eq!(client.get("/").await.status, 200);
 }
 
 #[tokio::test]

@@ -101,6 +101,26 @@ async fn uri_replaces_the_matched_prefix_and_keeps_the_query() {
 }
 
 #[tokio::test]
+async fn a_capture_in_uri_stays_one_value() {
+    let origin = mirror().await;
+    for (uri, target, expected) in [
+        ("/v2/$1", "/a/x%20y", "/v2/x%20y"),
+        ("/v2/$1", "/a/x%3Fadmin=1", "/v2/x%3Fadmin=1"),
+        ("/v2/$1", "/a/x%2541", "/v2/x%2541"),
+        ("/v2/$1", "/a/x%0d%0aX-Evil:%201", "/v2/x%0D%0AX-Evil:%201"),
+        ("/v2/$1", "/a/%C3%A9", "/v2/%C3%A9"),
+        ("/v2?q=$1", "/a/b&c=%23", "/v2?q=b%26c%3D%23"),
+        ("/v2?q=$1", "/a/7?x=1&y=?", "/v2?q=7&x=1&y=?"),
+        ("/v2$uri?r=$http_x_free", "/a/x%20y", "/v2/a/x%20y?r=a%20b"),
+    ] {
+        let route = json!({ "match": { "path_regex": "(?s)^/a/(.*)$" }, "upstream": "app", "uri": uri });
+        let proxy = Proxy::to(&origin).routes(json!([route])).start().await;
+        let answer = proxy.connect().await.request("GET", target, "X-Free: a b\r\n").await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, expected), "{uri} {target}");
+    }
+}
+
+#[tokio::test]
 async fn without_uri_the_target_passes_as_it_came() {
     let origin = mirror().await;
     let proxy = Proxy::to(&origin).start().await;
