@@ -462,6 +462,7 @@ async fn each_subrequest_knows_what_is_known_by_then() {
         .await;
     assert_eq!(proxy.connect().await.request("GET", "/", "X-Request-Id: mine\r\n").await.status, 200);
     assert_eq!(other.only_request().header("x-id"), Some("mine"));
+}
 
 #[tokio::test]
 async fn a_fallback_for_an_empty_answer_reaches_an_http2_client() {
