@@ -16,21 +16,16 @@
 //! a mistake changes nothing, and the log names its line. A lookup takes one step for each length of prefix that is in use,
 //! however many networks there are.
 
-use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use millpond::prelude::*;
 use once_cell::sync::Lazy;
-use parking_lot::Mutex;
-use prometheus::{IntCounter, IntCounterVec, Opts};
+use prometheus::IntCounter;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use std::{fs, io};
 
 /// What the configuration says.
 #[derive(Debug, Default, Deserialize)]
@@ -43,9 +38,6 @@ pub struct AllowDenyConf {
     /// More of both.
     pub file: Option<PathBuf>,
 }
-
-/// How often the file is looked at.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// Some of the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -100,12 +92,6 @@ static DENIED: Lazy<IntCounter> = Lazy::new(|| {
     registered(IntCounter::new(name, "Requests denied by address."))
 });
 
-static RELOADS: Lazy<IntCounterVec> = Lazy::new(|| {
-    let opts =
-        Opts::new("millpond_allow_deny_reloads_total", "Times a changed file was read; result: success, failure.");
-    registered(IntCounterVec::new(opts, &["result"]))
-});
-
 /// Where `/metrics` finds it, unless another copy of this file is there.
 fn registered<C: prometheus::core::Collector + Clone + 'static>(metric: prometheus::Result<C>) -> C {
     let metric = metric.expect("names and labels are well formed");
@@ -125,7 +111,9 @@ fn registered<C: prometheus::core::Collector + Clone + 'static>(metric: promethe
 /// # Ok::<(), String>(())
 /// ```
 pub struct AllowDeny {
-    rules: Arc<LiveRules>,
+    /// What is configured, unless there is a file, whose rules come on top.
+    configured: Arc<Rules>,
+    file: Option<LiveFile<Rules>>,
 }
 
 impl AllowDeny {
@@ -134,10 +122,16 @@ impl AllowDeny {
     /// # Errors
     /// The file cannot be read, or one of its lines is no rule.
     pub fn new(conf: AllowDenyConf) -> Result<Self> {
-        let rules = LiveRules::new(conf).map_err(|text| Error::new(ErrorKind::Filter, text))?;
         Lazy::force(&DENIED);
-        Lazy::force(&RELOADS);
-        Ok(AllowDeny { rules: Arc::new(rules) })
+        let allow = conf.allow.into_iter().map(|network| (network, Verdict::Allow));
+        let deny = conf.deny.into_iter().map(|network| (network, Verdict::Deny));
+        let configured: Vec<_> = allow.chain(deny).collect();
+        let rules = Arc::new(Rules::new(configured.iter().copied()));
+        let more = move |text: &str, path: &Path| {
+            parse(text, path).map(|more| Rules::new(configured.iter().copied().chain(more)))
+        };
+        let file = conf.file.map(|path| LiveFile::read("allow_deny", "file", &path, more)).transpose()?;
+        Ok(AllowDeny { configured: rules, file })
     }
 }
 
@@ -150,9 +144,12 @@ impl UpstreamPhases for AllowDeny {
         if session.client().is_none() {
             return Ok(Flow::Continue);
         }
-        self.rules.refresh().await;
+        let rules = match &self.file {
+            Some(file) => file.current().await,
+            None => self.configured.clone(),
+        };
         let address = session.remote_addr().map(|address| address.ip());
-        match self.rules.now.load().verdict(address) {
+        match rules.verdict(address) {
             Verdict::Allow => Ok(Flow::Continue),
             Verdict::Deny => {
                 DENIED.inc();
@@ -210,96 +207,6 @@ impl Rules {
         };
         found.or(self.all).unwrap_or(Verdict::Allow)
     }
-}
-
-/// What is configured, and what the file now says.
-struct LiveRules {
-    configured: Vec<(Network, Verdict)>,
-    now: ArcSwap<Rules>,
-    file: Option<RuleFile>,
-}
-
-/// The file, and when it was looked at.
-struct RuleFile {
-    path: PathBuf,
-    seen: Mutex<Seen>,
-}
-
-struct Seen {
-    stamp: Option<Stamp>,
-    at: Instant,
-}
-
-/// Device, inode, length, and time of the last change: another file, or the same one written again, has another one.
-type Stamp = (u64, u64, u64, i64, i64);
-
-impl LiveRules {
-    fn new(conf: AllowDenyConf) -> Result<Self, String> {
-        let allow = conf.allow.into_iter().map(|network| (network, Verdict::Allow));
-        let deny = conf.deny.into_iter().map(|network| (network, Verdict::Deny));
-        let configured: Vec<_> = allow.chain(deny).collect();
-        let (mut rules, mut file) = (configured.clone(), None);
-        if let Some(path) = conf.file {
-            let wrong = |error: io::Error| format!("a file that can be read as `file`: {}: {error}", path.display());
-            // Whatever the working folder is later.
-            let path = std::path::absolute(&path).map_err(wrong)?;
-            let (stamp, text) = read(&path).map_err(wrong)?;
-            rules.extend(parse(&text, &path)?);
-            file = Some(RuleFile { path, seen: Mutex::new(Seen { stamp: Some(stamp), at: Instant::now() }) });
-        }
-        Ok(LiveRules { configured, now: ArcSwap::from_pointee(Rules::new(rules)), file })
-    }
-
-    /// Look at the file if it is time to; the request that finds it so waits for it, off the async threads.
-    async fn refresh(self: &Arc<Self>) {
-        let Some(file) = &self.file else { return };
-        {
-            let mut seen = file.seen.lock();
-            if seen.at.elapsed() < CHECK_EVERY {
-                return;
-            }
-            seen.at = Instant::now();
-        }
-        let rules = self.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || rules.read_again()).await {
-            log::error!("allow_deny: reading the file: {error}");
-        }
-    }
-
-    fn read_again(&self) {
-        let Some(file) = &self.file else { return };
-        let stamp = fs::metadata(&file.path).ok().map(|metadata| stamp(&metadata));
-        if std::mem::replace(&mut file.seen.lock().stamp, stamp) == stamp {
-            return;
-        }
-        let path = file.path.display();
-        let rules = match read(&file.path) {
-            // If it has changed since, the next look will tell.
-            Ok((_, text)) => parse(&text, &file.path),
-            Err(error) => Err(format!("{path}: {error}")),
-        };
-        match rules {
-            Ok(rules) => {
-                log::info!("allow_deny: {path} has changed: {} rules", rules.len());
-                RELOADS.with_label_values(&["success"]).inc();
-                self.now.store(Arc::new(Rules::new(self.configured.iter().copied().chain(rules))));
-            }
-            Err(text) => {
-                log::error!("allow_deny: {text}; what it said before stays in use");
-                RELOADS.with_label_values(&["failure"]).inc();
-            }
-        }
-    }
-}
-
-fn stamp(metadata: &fs::Metadata) -> Stamp {
-    (metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec())
-}
-
-fn read(path: &Path) -> io::Result<(Stamp, String)> {
-    let file = fs::File::open(path)?;
-    let stamp = stamp(&file.metadata()?);
-    Ok((stamp, io::read_to_string(file)?))
 }
 
 /// The rules of a file.

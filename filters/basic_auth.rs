@@ -15,7 +15,6 @@
 //!
 //! The user's name is `$remote_user` from then on. The `Authorization` header goes on to the upstream, as with nginx.
 
-use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use md5::Digest as _;
@@ -28,11 +27,8 @@ use sha_crypt::{PasswordHash, PasswordVerifier, ShaCrypt};
 use sha2::Digest as _;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use std::{fs, io};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
@@ -46,8 +42,6 @@ pub struct BasicAuthConf {
     pub htpasswd_file: PathBuf,
 }
 
-/// How often the file is looked at.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Longer credentials are wrong: what SHA crypt does grows with the square of a password's length.
 const LONGEST: usize = 512;
 
@@ -74,7 +68,7 @@ static CHECKS: Lazy<IntCounterVec> = Lazy::new(|| {
 /// ```
 pub struct BasicAuth {
     challenge: HeaderValue,
-    file: Arc<LiveUsers>,
+    file: LiveFile<Users>,
     /// Strangers may have the hashes computed, but not by every thread at once.
     turns: Arc<Semaphore>,
 }
@@ -89,7 +83,7 @@ impl BasicAuth {
         let realm = conf.realm.replace('\\', "\\\\").replace('"', "\\\"");
         let challenge = HeaderValue::from_str(&format!("Basic realm=\"{realm}\", charset=\"UTF-8\""))
             .map_err(|_| expected(format!("a text without control characters as `realm`, not {:?}", conf.realm)))?;
-        let file = Arc::new(LiveUsers::new(&conf.htpasswd_file).map_err(expected)?);
+        let file = LiveFile::read("basic_auth", "htpasswd_file", &conf.htpasswd_file, parse)?;
         let turns = std::thread::available_parallelism().map_or(1, |threads| threads.get().div_ceil(2));
         Lazy::force(&CHECKS);
         Ok(BasicAuth { challenge, file, turns: Arc::new(Semaphore::new(turns)) })
@@ -105,7 +99,6 @@ impl UpstreamPhases for BasicAuth {
     }
 
     async fn request_filter(&self, session: &mut Session<'_>, challenged: &mut bool) -> Result<Flow> {
-        self.file.refresh().await;
         let credentials = credentials(&session.request().headers);
         let (result, user) = match credentials {
             Some(credentials) => (self.check(&credentials).await?, credentials.user),
@@ -178,7 +171,7 @@ fn credentials(headers: &HeaderMap) -> Option<Credentials> {
 
 impl BasicAuth {
     async fn check(&self, credentials: &Credentials) -> Result<Check> {
-        let users = self.file.now.load_full();
+        let users = self.file.current().await;
         let found = users.by_name.get(&credentials.user);
         // A name that is not there costs what one that is there does.
         let Some(user) = found.or_else(|| users.decoy(&credentials.user)).cloned() else { return Ok(Check::Wrong) };
@@ -319,71 +312,6 @@ fn encoded(hash: [u8; 16]) -> String {
     digits.collect()
 }
 
-/// The users, as the file now has them.
-struct LiveUsers {
-    path: PathBuf,
-    now: ArcSwap<Users>,
-    seen: Mutex<Seen>,
-}
-
-struct Seen {
-    stamp: Option<Stamp>,
-    at: Instant,
-}
-
-/// Device, inode, length, and time of the last change: another file, or the same one written again, has another one.
-type Stamp = (u64, u64, u64, i64, i64);
-
-impl LiveUsers {
-    fn new(path: &Path) -> Result<Self, String> {
-        let wrong =
-            |error: io::Error| format!("a file that can be read as `htpasswd_file`: {}: {error}", path.display());
-        // Whatever the working folder is later.
-        let path = std::path::absolute(path).map_err(wrong)?;
-        let file = fs::File::open(&path).map_err(wrong)?;
-        let stamp = Some(stamp(&file.metadata().map_err(wrong)?));
-        let users = parse(&io::read_to_string(file).map_err(wrong)?, &path)?;
-        Ok(LiveUsers { path, now: ArcSwap::from_pointee(users), seen: Mutex::new(Seen { stamp, at: Instant::now() }) })
-    }
-
-    /// Look at the file if it is time to; the request that finds it so waits for it, off the async threads.
-    async fn refresh(self: &Arc<Self>) {
-        {
-            let mut seen = self.seen.lock();
-            if seen.at.elapsed() < CHECK_EVERY {
-                return;
-            }
-            seen.at = Instant::now();
-        }
-        let users = self.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || users.read_again()).await {
-            log::error!("basic_auth: reading the file: {error}");
-        }
-    }
-
-    fn read_again(&self) {
-        let stamp = fs::metadata(&self.path).ok().map(|metadata| stamp(&metadata));
-        if std::mem::replace(&mut self.seen.lock().stamp, stamp) == stamp {
-            return;
-        }
-        let path = self.path.display();
-        match fs::read_to_string(&self.path)
-            .map_err(|error| format!("{path}: {error}"))
-            .and_then(|text| parse(&text, &self.path))
-        {
-            Ok(users) => {
-                log::info!("basic_auth: {path} has changed: {} users", users.all.len());
-                self.now.store(Arc::new(users));
-            }
-            Err(text) => log::error!("basic_auth: {text}; what it said before stays in use"),
-        }
-    }
-}
-
-fn stamp(metadata: &fs::Metadata) -> Stamp {
-    (metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec())
-}
-
 /// The users of a file. Of a name that is there twice the first one counts, as in nginx. No message shows a hash.
 fn parse(text: &str, path: &Path) -> Result<Users, String> {
     let mut by_name = HashMap::new();
@@ -408,6 +336,8 @@ fn parse(text: &str, path: &Path) -> Result<Users, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::time::Duration;
 
     /// Of `p:ss w`, made by `htpasswd` and `openssl passwd`.
     const HASHES: [&str; 8] = [

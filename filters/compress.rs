@@ -46,13 +46,13 @@ pub struct CompressConf {
     pub min_length: Size,
     /// Media types to compress: `type/subtype`, `type/*`, `*+suffix` or `*`. Empty: texts, JSON, XML, scripts, fonts that are
     /// not compressed, SVG and WebAssembly.
-    pub types: Vec<String>,
+    pub types: MediaTypes,
 }
 
 impl Default for CompressConf {
     fn default() -> Self {
         let algorithms = vec![Algorithm::Zstd, Algorithm::Br, Algorithm::Gzip];
-        CompressConf { algorithms, level: 4, min_length: Size(1024), types: Vec::new() }
+        CompressConf { algorithms, level: 4, min_length: Size(1024), types: MediaTypes::new([]) }
     }
 }
 
@@ -142,7 +142,7 @@ pub struct Compress {
     algorithms: Vec<Algorithm>,
     level: u32,
     min_length: u64,
-    types: Vec<String>,
+    types: MediaTypes,
 }
 
 impl Compress {
@@ -157,10 +157,7 @@ impl Compress {
         if !(1..=9).contains(&conf.level) {
             return Err(Error::new(ErrorKind::Filter, format!("a `level` from 1 to 9, not {}", conf.level)));
         }
-        let types = match conf.types.is_empty() {
-            true => TYPES.map(str::to_owned).to_vec(),
-            false => conf.types.iter().map(|name| name.to_ascii_lowercase()).collect(),
-        };
+        let types = if conf.types.is_empty() { MediaTypes::new(TYPES) } else { conf.types };
         Lazy::force(&COUNTERS);
         Ok(Compress { algorithms: conf.algorithms, level: conf.level, min_length: conf.min_length.0, types })
     }
@@ -238,22 +235,12 @@ impl Compress {
             && !response.headers.contains_key("content-encoding")
             && !response.headers.contains_key("content-range")
             && ![&request.headers, &response.headers].into_iter().any(is_not_to_be_transformed)
-            && is_of_type(response, &self.types)
+            && self.types.contain(response)
     }
 }
 
 fn is_not_to_be_transformed(headers: &HeaderMap) -> bool {
     list(headers, "cache-control").any(|directive| directive.eq_ignore_ascii_case("no-transform"))
-}
-
-fn is_of_type(response: &ResponseHeader, types: &[String]) -> bool {
-    let content_type = response.headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or("");
-    let media = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    types.iter().any(|wanted| match (wanted.strip_suffix("/*"), wanted.strip_prefix("*+")) {
-        (Some(family), _) => media.split('/').next() == Some(family),
-        (_, Some(suffix)) => media.rsplit_once('+').is_some_and(|(_, found)| found == suffix),
-        _ => wanted == "*" || *wanted == media,
-    })
 }
 
 /// The elements of a header that is a list, in however many lines.
@@ -468,7 +455,7 @@ mod tests {
         let is = |media: &str| {
             let mut response = ResponseHeader::build(200, None).unwrap();
             response.insert_header("Content-Type", media).unwrap();
-            is_of_type(&response, &TYPES.map(str::to_owned))
+            MediaTypes::new(TYPES).contain(&response)
         };
         for media in ["text/html; charset=utf-8", "TEXT/CSS", "application/json", "image/svg+xml", "a/problem+json"] {
             assert!(is(media), "{media}");

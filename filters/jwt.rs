@@ -27,14 +27,12 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// How often a source of keys is asked at most.
 const PAUSE: Duration = Duration::from_secs(10);
-/// How often a file is looked at.
-const LOOK: Duration = Duration::from_secs(1);
 /// The longest set of keys.
 const MAX_SET: usize = 256 * 1024;
 /// The longest token.
@@ -114,13 +112,14 @@ pub struct Jwt {
     cookie: Option<String>,
     refresh: Duration,
     timeout: Duration,
+    /// Those of a URL.
     keys: Mutex<Keys>,
     /// Held by who asks for keys; the time is when it was done last.
     asking: tokio::sync::Mutex<Option<Instant>>,
 }
 
 enum Source {
-    File(PathBuf),
+    File(LiveFile<Vec<Key>>),
     Url { target: Target, path: String },
 }
 
@@ -129,8 +128,6 @@ struct Keys {
     set: Arc<Vec<Key>>,
     /// When they came.
     since: Option<Instant>,
-    /// The file that they came from was changed then.
-    changed: Option<SystemTime>,
 }
 
 struct Key {
@@ -145,23 +142,18 @@ impl Jwt {
     /// # Errors
     /// The file cannot be read, has no keys, or is there beside a URL; a header's name is none.
     pub fn new(conf: JwtConf, scope: &FilterScope<'_>) -> Result<Self> {
-        let source = source(&conf, scope)?;
-        let keys = match &source {
-            Source::File(path) => read_file(path)?,
-            Source::Url { .. } => Keys::default(),
-        };
         let name = |(claim, header): (&String, &String)| {
             let expected = |_| wrong(format!("names of headers, {header:?} is none"));
             Ok((claim.clone(), HeaderName::from_bytes(header.as_bytes()).map_err(expected)?))
         };
         Ok(Jwt {
-            source,
+            source: source(&conf, scope)?,
             validation: validation(&conf),
             copy_claims: conf.copy_claims.iter().map(name).collect::<Result<_>>()?,
             cookie: conf.cookie,
             refresh: conf.refresh.0,
             timeout: conf.timeout.0,
-            keys: Mutex::new(keys),
+            keys: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
         })
     }
@@ -169,7 +161,12 @@ impl Jwt {
 
 fn source(conf: &JwtConf, scope: &FilterScope<'_>) -> Result<Source> {
     match (&conf.jwks_file, &conf.jwks_url) {
-        (Some(path), None) => Ok(Source::File(path.clone())),
+        (Some(path), None) => {
+            let read = |text: &str, path: &Path| {
+                parse(text.as_bytes(), true).map_err(|error| format!("{}: expected {error}", path.display()))
+            };
+            LiveFile::read("jwt", "jwks_file", path, read).map(Source::File)
+        }
         (None, Some(path)) if path.starts_with('/') => Ok(Source::Url { target: Target::route(), path: path.clone() }),
         (None, Some(url)) => {
             let (target, path) = scope.origin(url)?;
@@ -290,7 +287,10 @@ impl Jwt {
 
     /// The keys, with the one of this id among them if it is to be had.
     async fn keys(&self, session: &Session<'_>, id: Option<&str>) -> Result<Arc<Vec<Key>>> {
-        let pause = if matches!(self.source, Source::File(_)) { LOOK } else { PAUSE };
+        let (target, path) = match &self.source {
+            Source::File(file) => return Ok(file.current().await),
+            Source::Url { target, path } => (target, path),
+        };
         let (set, fresh) = self.known();
         let knows = |set: &[Key]| id.is_none_or(|id| set.iter().any(|key| key.id.as_deref() == Some(id)));
         if fresh && knows(&set) {
@@ -302,8 +302,8 @@ impl Jwt {
             Err(_) if knows(&set) && !set.is_empty() => return Ok(set),
             Err(_) => self.asking.lock().await,
         };
-        if asked.is_none_or(|at| at.elapsed() >= pause) {
-            if let Err(error) = self.ask(session).await {
+        if asked.is_none_or(|at| at.elapsed() >= PAUSE) {
+            if let Err(error) = self.ask(session, target, path).await {
                 log::error!("jwt: the keys: {error}");
             }
             *asked = Some(Instant::now());
@@ -317,31 +317,13 @@ impl Jwt {
 
     fn known(&self) -> (Arc<Vec<Key>>, bool) {
         let keys = self.keys.lock();
-        let good_for = if matches!(self.source, Source::File(_)) { LOOK } else { self.refresh };
-        (keys.set.clone(), keys.since.is_some_and(|since| since.elapsed() < good_for))
+        (keys.set.clone(), keys.since.is_some_and(|since| since.elapsed() < self.refresh))
     }
 
-    async fn ask(&self, session: &Session<'_>) -> Result<()> {
-        let new = match &self.source {
-            Source::Url { target, path } => {
-                let fetched = tokio::time::timeout(self.timeout, fetch(session, target, path)).await;
-                let text = fetched.map_err(|_| wrong(format!("not there within {:?}", self.timeout)))??;
-                Keys { set: Arc::new(parse(&text, false)?), since: Some(Instant::now()), changed: None }
-            }
-            Source::File(path) => {
-                let (path, known) = (path.clone(), self.keys.lock().changed);
-                let reading = tokio::task::spawn_blocking(move || reread_file(&path, known));
-                let read = reading.await.map_err(|error| wrong(error.to_string()))??;
-                match read {
-                    Some(keys) => keys,
-                    None => {
-                        self.keys.lock().since = Some(Instant::now());
-                        return Ok(());
-                    }
-                }
-            }
-        };
-        *self.keys.lock() = new;
+    async fn ask(&self, session: &Session<'_>, target: &Target, path: &str) -> Result<()> {
+        let fetched = tokio::time::timeout(self.timeout, fetch(session, target, path)).await;
+        let text = fetched.map_err(|_| wrong(format!("not there within {:?}", self.timeout)))??;
+        *self.keys.lock() = Keys { set: Arc::new(parse(&text, false)?), since: Some(Instant::now()) };
         Ok(())
     }
 }
@@ -364,21 +346,6 @@ async fn fetch(session: &Session<'_>, target: &Target, path: &str) -> Result<Byt
         return Err(wrong(format!("{path} has answered {}", answer.header().status)));
     }
     answer.collect(MAX_SET).await
-}
-
-/// The keys of a file, if it has changed since.
-fn reread_file(path: &std::path::Path, known: Option<SystemTime>) -> Result<Option<Keys>> {
-    let changed = std::fs::metadata(path).and_then(|file| file.modified());
-    let changed = changed.map_err(|error| wrong(format!("{}: {error}", path.display())))?;
-    if known == Some(changed) { Ok(None) } else { read_file(path).map(Some) }
-}
-
-fn read_file(path: &std::path::Path) -> Result<Keys> {
-    let changed = std::fs::metadata(path).and_then(|file| file.modified());
-    let read = changed.and_then(|changed| Ok((changed, std::fs::read(path)?)));
-    let (changed, text) = read.map_err(|error| wrong(format!("a file with keys: {}: {error}", path.display())))?;
-    let set = parse(&text, true).map_err(|error| wrong(format!("{}: {error}", path.display())))?;
-    Ok(Keys { set: Arc::new(set), since: Some(Instant::now()), changed: Some(changed) })
 }
 
 /// The keys of a set (RFC 7517) that can check signatures; others are passed over.

@@ -51,6 +51,7 @@ pub mod filters;
 mod headers;
 mod internal_redirect;
 mod listen;
+pub mod live_file;
 pub mod media_types;
 mod metrics;
 pub mod paths;
@@ -77,6 +78,7 @@ pub mod prelude {
     pub use crate::app::Millpond;
     pub use crate::bufs::Bufs;
     pub use crate::error::{Error, ErrorKind, Result};
+    pub use crate::live_file::LiveFile;
     pub use crate::media_types::MediaTypes;
     pub use crate::peers::Peer;
     pub use crate::phases::{Flow, Header, UpstreamPhases};

@@ -39,6 +39,7 @@ struct Metrics {
     client_aborts_total: IntCounterVec,
     filter_seconds: HistogramVec,
     config_reloads_total: IntCounterVec,
+    file_reloads_total: IntCounterVec,
     build_info: IntGaugeVec,
 }
 
@@ -153,6 +154,12 @@ static METRICS: Lazy<Metrics> = Lazy::new(|| Metrics {
         "config_reloads_total",
         "Times the configuration was read again.",
         &["result"]
+    ),
+    file_reloads_total: metric!(
+        register_int_counter_vec,
+        "file_reloads_total",
+        "Times a filter's file had changed and was read again.",
+        &["filter", "result"]
     ),
     build_info: metric!(register_int_gauge_vec, "build_info", "The version that runs.", &["version"]),
 });
@@ -319,6 +326,11 @@ impl FilterTimes {
 /// The configuration was read again, and is in use or was refused.
 pub(crate) fn reloaded(in_use: bool) {
     METRICS.config_reloads_total.with_label_values(&[if in_use { "success" } else { "failure" }]).inc();
+}
+
+/// A filter's file had changed: it is in use, or was refused.
+pub(crate) fn file_reloaded(filter: &str, in_use: bool) {
+    METRICS.file_reloads_total.with_label_values(&[filter, if in_use { "success" } else { "failure" }]).inc();
 }
 
 /// Count a finished request.

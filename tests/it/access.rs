@@ -65,7 +65,8 @@ async fn a_changed_list_is_read_and_a_broken_one_is_not_used() {
     .await;
     replace("# nobody\n");
     eventually("the last list is used", async || (client.get("/").await.status == 200).then_some(())).await;
-    let reloads = async |result| proxy.metric("allow_deny_reloads_total", &[("result", result)]).await;
+    let reloads =
+        async |result| proxy.metric("file_reloads_total", &[("filter", "allow_deny"), ("result", result)]).await;
     assert_eq!((reloads("success").await, reloads("failure").await), (Some(3.0), Some(2.0)));
 }
 

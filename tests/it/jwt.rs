@@ -1,5 +1,6 @@
 //! The filter `jwt`.
 
+use crate::config::refuses_filter;
 use crate::support::*;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp};
@@ -183,11 +184,25 @@ async fn a_changed_file_is_read_again_and_a_broken_one_is_not_used() {
     std::fs::write(&file, "{}").unwrap();
     eventually("the broken file is found", async || {
         assert_eq!(status(&mut client, &old.good(json!({}))).await, 200);
-        proxy.log().contains("jwt: the keys: ").then_some(())
+        proxy.log().contains("what it said before stays in use").then_some(())
     })
     .await;
     std::fs::write(&file, set(&[&new])).unwrap();
     eventually("the new key is used", async || (status(&mut client, &new.good(json!({}))).await == 200).then_some(()))
         .await;
     assert_eq!(status(&mut client, &old.good(json!({}))).await, 401);
+}
+
+#[test]
+fn what_has_no_keys_is_refused() {
+    refuses_filter("jwt: {}", "either `jwks_file` or `jwks_url`");
+    refuses_filter("jwt: { jwks_file: /nonexistent }", "a file that can be read as `jwks_file`: /nonexistent");
+    refuses_filter("jwt: { jwks_url: 'ftp://example.com/keys' }", "a URL such as https://example.com/keys");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), r#"{ "keys": [] }"#).unwrap();
+    let file = file.path().display();
+    refuses_filter(
+        &format!("jwt: {{ jwks_file: {file} }}"),
+        &format!("{file}: expected a set of keys (JWKS) with at least one"),
+    );
 }
