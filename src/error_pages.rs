@@ -1,12 +1,13 @@
 //! What a client is told of a failure: the page that `error_pages` have for its status, else a built-in one.
 
+use crate::answer::{Answer, answer};
 use crate::chain::Pass;
 use crate::client::ClientBody;
 use crate::conf::ErrorPage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::internal_redirect::{Why, redirect};
 use crate::protocol::BodyLength;
-use crate::proxy::{Answer, answer, deliver_answer, deliver_whole};
+use crate::proxy::{deliver_answer, deliver_whole};
 use crate::session::{Session, response_header};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};

@@ -21,7 +21,7 @@
 //! - [`app`]: register filters and protocols, the command line, run
 //! - [`conf`], [`template`]: the configuration file, checked as a whole; texts with variables
 //! - [`phases`], [`chain`], [`session`], [`bufs`], [`paths`]: what filter authors work with
-//! - `proxy`: the only implementation of Pingora's `ProxyHttp`; `client`: Pingora's session, polled
+//! - `proxy`: the only implementation of Pingora's `ProxyHttp`; `answer`: phases 1 to 4; `client`: Pingora's session, polled
 //! - `error_pages`, `internal_redirect`: what is sent in place of a failure, or of an `X-Accel-Redirect`
 //! - [`subrequest`]: requests of filters' own
 //! - `exchange`: one request to an upstream; [`protocol`]: what is spoken there, bytes in and bytes out
@@ -37,6 +37,7 @@ compile_error!("choose a TLS library: one of the features openssl (default), bor
 
 mod access_log;
 mod admin;
+mod answer;
 pub mod app;
 pub mod bufs;
 mod certificates;

@@ -12,6 +12,7 @@
 //! # Ok(()) }
 //! ```
 
+use crate::answer::{Answer, answer};
 use crate::bufs::Bufs;
 use crate::chain::{Chain, Pass};
 use crate::client::ClientBody;
@@ -21,7 +22,6 @@ use crate::error_pages::log_failure;
 use crate::exchange::process_body::ResponseBody;
 use crate::pipe::{Limits, Spool};
 use crate::protocol::BodyLength;
-use crate::proxy::{Answer, answer, note_upstream};
 use crate::routes::{Route, Service};
 use crate::session::{Parent, Session};
 use bytes::{Bytes, BytesMut};
@@ -175,7 +175,7 @@ async fn begin(pass: &mut Pass<'static>, route: &Arc<Route>, length: BodyLength)
     let (header, source) = match answer(pass, &mut nobody, length).await? {
         Answer::Local(header, text) => (header, Source::Whole(Bufs::from_chunk(text, true))),
         Answer::Message(header, ResponseBody::Whole { body, upstream, .. }) => {
-            note_upstream(&mut pass.session, &upstream);
+            upstream.note(&mut pass.session);
             (header, Source::Whole(body))
         }
         Answer::Message(header, body) => (header, Source::Piped(body)),

@@ -12,7 +12,6 @@ use crate::peers::Chosen;
 use crate::peers::pool::Connection;
 use crate::pipe::{Limits, PipeConf, PipeReader, PipeStats, PipeWriter, pipe};
 use crate::protocol::{BodyLength, Input};
-use crate::proxy::note_upstream;
 use crate::routes::Route;
 use crate::session::Session;
 use bytes::{Bytes, BytesMut};
@@ -40,6 +39,18 @@ pub(crate) struct UpstreamReport {
     pub(crate) free_at: Instant,
     pub(crate) bytes_received: u64,
     pub(crate) outcome: &'static str,
+}
+
+impl UpstreamReport {
+    /// It is about the session's last attempt.
+    pub(crate) fn note(&self, session: &mut Session<'_>) {
+        session.outcome.upstream_free_at = Some(self.free_at);
+        if let Some(attempt) = session.attempts_mut().last_mut() {
+            attempt.outcome = Some(self.outcome);
+            attempt.bytes_received = self.bytes_received;
+            attempt.response_time = Some(self.free_at.saturating_duration_since(attempt.started));
+        }
+    }
 }
 
 impl ResponseBody {
@@ -104,9 +115,9 @@ impl ResponseBody {
     /// Tell the session, and the route's metrics, what has become of it.
     pub(crate) fn note(mut self, session: &mut Session<'_>) {
         match &mut self {
-            ResponseBody::Whole { upstream, .. } => note_upstream(session, upstream),
+            ResponseBody::Whole { upstream, .. } => upstream.note(session),
             ResponseBody::Piped { reader, fill } => {
-                note_upstream(session, &fill.report());
+                fill.report().note(session);
                 session.buffered = reader.stats();
                 fill.count(&session.buffered);
             }
