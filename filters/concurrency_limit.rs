@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A request counts from this filter on until its last byte is out or it has failed, a tunnel until it is closed. A
-//! request whose key is empty is not limited. Every place in the configuration counts for itself and anew after a
+//! request whose key is empty is not limited; one that is redirected internally stays one request. Every place in the configuration counts for itself and anew after a
 //! reload, unless it names a `zone`: places with the same zone count together, and a reload changes nothing about that.
 //!
 //! Memory grows with the requests in flight, and not with the keys that were ever seen.
@@ -96,8 +96,15 @@ impl UpstreamPhases for ConcurrencyLimit {
         if key.is_empty() {
             return Ok(Flow::Continue);
         }
-        *ctx = InFlight::enter(&self.counts, &key, self.max);
+        let key = self.counts.hash(&key);
+        let counted = session.extensions().get_or_insert_default::<Counted>();
+        let place = (Arc::as_ptr(&self.counts).addr(), key);
+        if counted.0.contains(&place) {
+            return Ok(Flow::Continue);
+        }
+        *ctx = InFlight::enter(&self.counts, key, self.max);
         if ctx.is_some() {
+            counted.0.push(place);
             return Ok(Flow::Continue);
         }
         REJECTED.with_label_values(&[session.service().name(), session.route().name()]).inc();
@@ -105,6 +112,10 @@ impl UpstreamPhases for ConcurrencyLimit {
         Ok(Flow::Done)
     }
 }
+
+/// Where a request is being counted, and by which keys: behind an internal redirect it comes by again, and is still one.
+#[derive(Clone, Default)]
+struct Counted(Vec<(usize, u128)>);
 
 /// One request that is being counted, until it is dropped.
 pub struct InFlight {
@@ -114,8 +125,7 @@ pub struct InFlight {
 
 impl InFlight {
     /// `None`: as many as may be are in flight.
-    fn enter(counts: &Arc<Counts>, key: &str, max: u32) -> Option<Self> {
-        let key = counts.hash(key);
+    fn enter(counts: &Arc<Counts>, key: u128, max: u32) -> Option<Self> {
         let mut shard = counts.shard(key).lock();
         let count = shard.entry(key).or_insert(0);
         if *count >= max {
@@ -189,7 +199,7 @@ mod tests {
     #[test]
     fn a_key_is_counted_until_its_request_is_dropped_and_then_forgotten() {
         let counts = Arc::<Counts>::default();
-        let enter = |key| InFlight::enter(&counts, key, 2);
+        let enter = |key| InFlight::enter(&counts, counts.hash(key), 2);
         let (first, second) = (enter("a"), enter("a"));
         assert!(first.is_some() && second.is_some());
         assert!(enter("a").is_none());
@@ -207,11 +217,12 @@ mod tests {
         let first = zone("z".to_owned());
         assert!(Arc::ptr_eq(&first, &zone("z".to_owned())));
         assert!(!Arc::ptr_eq(&first, &zone("y".to_owned())));
-        let held = InFlight::enter(&first, "a", 1);
+        let enter = |counts: &Arc<Counts>| InFlight::enter(counts, counts.hash("a"), 1);
+        let held = enter(&first);
         drop(first);
-        assert!(InFlight::enter(&zone("z".to_owned()), "a", 1).is_none(), "a request in flight keeps it");
+        assert!(enter(&zone("z".to_owned())).is_none(), "a request in flight keeps it");
         drop(held);
-        assert!(InFlight::enter(&zone("z".to_owned()), "a", 1).is_some());
+        assert!(enter(&zone("z".to_owned())).is_some());
     }
 
     #[test]

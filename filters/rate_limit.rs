@@ -8,7 +8,7 @@
 //! those pass at once (nginx's `nodelay`), with `delay: true` each when its turn comes. The others are answered 429
 //! with `Retry-After`, and `RateLimit-Limit`, `-Remaining` and `-Reset` (draft-ietf-httpapi-ratelimit-headers up to
 //! -07, of its forms the one that is deployed most); with `headers: true` what passes has those three too. A request
-//! whose key is empty is not limited.
+//! whose key is empty is not limited; one that is redirected internally is counted once.
 //!
 //! Every place in the configuration limits for itself and anew after a reload, unless it names a `zone`. Up to
 //! `max_keys` keys are remembered, and for no longer than they are ahead of the rate; when there are more, the one that
@@ -225,6 +225,10 @@ impl RateLimit {
     }
 }
 
+/// Where a request has been counted, and by which keys: behind an internal redirect it comes by again, and is still one.
+#[derive(Clone, Default)]
+struct Counted(Vec<(usize, u128)>);
+
 impl UpstreamPhases for RateLimit {
     /// What the client is to be told.
     type Ctx = Option<Taken>;
@@ -234,12 +238,17 @@ impl UpstreamPhases for RateLimit {
     }
 
     async fn request_filter(&self, session: &mut Session<'_>, ctx: &mut Self::Ctx) -> Result<Flow> {
-        let key = self.conf.key.render(session);
+        let key = self.conf.key.render(session).into_owned();
         if key.is_empty() {
             return Ok(Flow::Continue);
         }
+        let counted = session.extensions().get_or_insert_default::<Counted>();
+        let place = (Arc::as_ptr(&self.table).addr(), self.table.hash(&key));
+        if counted.0.contains(&place) {
+            return Ok(Flow::Continue);
+        }
+        counted.0.push(place);
         let taken = self.take(&key).await;
-        drop(key);
         if !taken.passed || self.conf.headers {
             *ctx = Some(taken);
         }

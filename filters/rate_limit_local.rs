@@ -95,9 +95,13 @@ impl Table {
         self.take_at(key, limit, now)
     }
 
-    fn take_at(&self, key: &str, limit: Limit, now: u64) -> Taken {
+    pub(super) fn hash(&self, key: &str) -> u128 {
         let [high, low] = [0, 1].map(|half| u128::from(self.hashers[half].hash_one(key)));
-        let key = high << 64 | low;
+        high << 64 | low
+    }
+
+    fn take_at(&self, key: &str, limit: Limit, now: u64) -> Taken {
+        let key = self.hash(key);
         // With fewer keys than shards some of these stay empty.
         let max_keys = self.max_keys.load(Ordering::Relaxed);
         let mut shard = self.shards[(key % SHARDS.min(max_keys) as u128) as usize].lock();

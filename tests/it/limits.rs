@@ -116,6 +116,26 @@ async fn concurrency_limit_counts_a_zone_together_and_across_a_reload() {
     assert_eq!(first.response().await.status, 200);
 }
 
+#[tokio::test]
+async fn an_internal_redirect_is_no_second_request() {
+    let origin = Origin::http(|request| match request.target.as_str() {
+        "/a" => "HTTP/1.1 200 OK\r\nX-Accel-Redirect: /b\r\nContent-Length: 0\r\n\r\n".into(),
+        target => reply(200, target),
+    })
+    .await;
+    for filter in [json!({ "concurrency_limit": { "max": 1 } }), json!({ "rate_limit": { "rate": "1/h" } })] {
+        let proxy = with(&origin, filter.clone()).start().await;
+        let answer = proxy.connect().await.get("/a").await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "/b"), "{filter}");
+    }
+    let limits =
+        json!([{ "concurrency_limit": { "max": 1, "zone": "z" } }, { "rate_limit": { "rate": "1/h", "zone": "z" } }]);
+    let route = |path: &str| json!({ "match": { "path": path }, "upstream": "app", "filters": limits });
+    let proxy = Proxy::to(&origin).routes(json!([route("/a"), route("/b")])).start().await;
+    let mut client = proxy.connect().await;
+    assert_eq!([client.get("/a").await.status, client.get("/b").await.status], [200, 429]);
+}
+
 /// An origin that answers at once.
 async fn quick() -> Origin {
     Origin::http(|_| reply(200, "done")).await
