@@ -101,16 +101,18 @@ impl UpstreamPhases for Mirror {
             self.count("dropped");
             return Ok(Flow::Continue);
         };
-        let request = session.request().clone();
-        match session.subrequest(request, &self.target) {
-            Ok(question) => ctx.0 = Some(Copy { question, body: session.spool(), place }),
+        let question = match session.subrequest(session.request().clone(), &self.target) {
+            Ok(question) => question,
             Err(error) => {
                 log::warn!("mirror: {error}");
                 self.count("dropped");
+                return Ok(Flow::Continue);
             }
-        }
-        if !session.has_body() {
-            self.send(ctx);
+        };
+        if session.has_body() {
+            ctx.0 = Some(Copy { question, body: session.spool(), place });
+        } else {
+            self.send(question, place);
         }
         Ok(Flow::Continue)
     }
@@ -130,8 +132,10 @@ impl UpstreamPhases for Mirror {
                 return Ok(());
             }
         }
-        if body.is_last() {
-            self.send(ctx);
+        if body.is_last()
+            && let Some(Copy { question, body, place }) = ctx.0.take()
+        {
+            self.send(question.body(body), place);
         }
         Ok(())
     }
@@ -139,11 +143,10 @@ impl UpstreamPhases for Mirror {
 
 impl Mirror {
     /// The copy is complete: send it, beside the original.
-    fn send(&self, ctx: &mut MirrorCtx) {
-        let Some(Copy { question, body, place }) = ctx.0.take() else { return };
+    fn send(&self, copy: Subrequest, place: OwnedSemaphorePermit) {
         let upstream = self.upstream.clone();
         tokio::spawn(async move {
-            let sent = discard(question.body(body)).await;
+            let sent = discard(copy).await;
             let result = if sent.is_ok() { "sent" } else { "failed" };
             REQUESTS.with_label_values(&[upstream.as_str(), result]).inc();
             drop(place);

@@ -28,6 +28,7 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::Shared;
+use http::header::CONTENT_LENGTH;
 use parking_lot::Mutex;
 use pingora_http::{RequestHeader, ResponseHeader};
 use std::future::{Future, poll_fn};
@@ -64,15 +65,17 @@ pub struct Subrequest {
 }
 
 impl Subrequest {
+    /// `captures` are those of the request that it is made for: an upstream is asked with that one's `uri`.
     pub(crate) fn new(
         request: RequestHeader,
         target: &Target,
+        captures: &Captures,
         service: Arc<Service>,
         limits: Arc<Limits>,
         parent: Arc<Parent>,
     ) -> Result<Self> {
         let (route, captures) = match &target.0 {
-            Some(route) => (route.clone(), Captures::default()),
+            Some(route) => (route.clone(), captures.clone()),
             None => service.find_route(&request).ok_or_else(|| {
                 let text = format!("no route matches the subrequest {} {}", request.method, request.uri);
                 Error::new(ErrorKind::NoRoute, text)
@@ -102,7 +105,10 @@ impl Subrequest {
     }
 
     async fn run(self) -> Result<Subresponse> {
-        let length = self.body.as_ref().map_or(BodyLength::None, |body| BodyLength::Known(body.len()));
+        // The copy of a request that says it has an empty body says so too.
+        let says_empty = self.request.headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0");
+        let empty = if says_empty { BodyLength::Known(0) } else { BodyLength::None };
+        let length = self.body.as_ref().map_or(empty, |body| BodyLength::Known(body.len()));
         let Subrequest { request, body, service, route, chain, captures, limits, parent } = self;
         let session = Session::of_parent(request, body, service, route.clone(), captures, limits, parent);
         let mut pass = Pass::new(session, &chain);

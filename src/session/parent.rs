@@ -125,7 +125,8 @@ impl Session<'_> {
             let text = format!("more than {MAX_SUBREQUESTS} subrequests, the last one is {}", request.uri);
             return Err(Error::new(ErrorKind::Internal, text));
         }
-        Subrequest::new(request, target, self.service.clone(), self.limits.clone(), Arc::new(parent))
+        let (service, limits) = (self.service.clone(), self.limits.clone());
+        Subrequest::new(request, target, &self.captures, service, limits, Arc::new(parent))
     }
 
     /// Do `work` for the request, a subrequest say, as long as the client is there. While its request body has not been

@@ -592,3 +592,40 @@ async fn a_route_that_asks_itself_does_not_end_the_process() {
     let proxy = Proxy::to(&app).route(json!({ "filters": [filter] })).start().await;
     assert_eq!(proxy.connect().await.get("/").await.text(), "[gone]...........");
 }
+
+#[tokio::test]
+async fn a_copy_is_asked_for_with_what_the_routes_path_captured() {
+    let (app, other) = (answering(reply(200, "")).await, answering(reply(200, "")).await);
+    let proxy = Proxy::to(&app)
+        .top(json!({ "upstreams": { "other": { "servers": [other.address()] } } }))
+        .route(json!({ "match": { "path_regex": "^/a/(.*)$" }, "uri": "/b/$1", "filters": [mirror(json!({}))] }))
+        .start()
+        .await;
+    assert_eq!(proxy.connect().await.get("/a/x").await.status, 200);
+    other.wait("the copy", |seen| seen.requests.len() == 1).await;
+    assert_eq!(app.only_request().target, "/b/x");
+    assert_eq!(other.only_request().target, "/b/x");
+    assert_eq!(other.only_request().header("content-length"), None);
+    assert_eq!(proxy.connect().await.post("POST", "/a/y", b"").await.status, 200);
+    other.wait("another copy", |seen| seen.requests.len() == 2).await;
+    assert_eq!(other.requests()[1].header("content-length"), Some("0"));
+}
+
+#[tokio::test]
+async fn a_mirror_of_the_service_copies_the_requests_of_every_route() {
+    let (app, other) = (answering(reply(200, "")).await, answering(reply(200, "")).await);
+    let proxy = Proxy::to(&app)
+        .top(json!({ "upstreams": { "other": { "servers": [other.address()] } } }))
+        .service(json!({ "filters": [mirror(json!({}))] }))
+        .routes(json!([
+            { "match": { "path": "/api/" }, "uri": "/v2/", "upstream": "app" },
+            { "match": { "path": "/pictures" }, "upstream": "app" },
+        ]))
+        .start()
+        .await;
+    let mut client = proxy.connect().await;
+    for (asked, sent) in [("/api/x", "/v2/x"), ("/pictures/1", "/pictures/1")] {
+        assert_eq!(client.get(asked).await.status, 200);
+        other.wait("the copy", |seen| seen.requests.iter().any(|request| request.target == sent)).await;
+    }
+}
