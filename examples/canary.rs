@@ -4,9 +4,9 @@
 //! cargo run --example canary -- -c examples/canary.yaml
 //! ```
 //!
-//! Whoever sends `X-Canary: always` or `never` decides; else the client's address does. A canary that cannot be reached costs
-//! nobody anything: the next attempt goes to the group that the route names, which needs two servers for that: a request has
-//! as many tries as the group has.
+//! Whoever sends `X-Canary: always` or `never` decides; else the client's address does. A canary that cannot be reached
+//! costs nobody anything: the next attempt goes to the group that the route names, which needs two servers for that: a
+//! request has as many tries as the group has.
 
 use millpond::prelude::*;
 use serde::Deserialize;

@@ -4,17 +4,18 @@
 //! - allow_deny: { allow: [10.0.0.0/8, 2001:db8::/32], deny: [all], file: /etc/millpond/deny.txt }
 //! ```
 //!
-//! The most specific network that holds the address decides, at a tie `deny`; an address in none of them may ask. Who may
-//! not is answered 403. `all` is every client; mind that `0.0.0.0/0` is IPv4 alone, and `::/0` IPv6 alone. An IPv4 client of
-//! an IPv6 socket (`::ffff:10.0.0.1`) counts as IPv4. `unix:` is a client of a Unix socket, which has no address: it may ask
-//! unless `unix:` or `all` is denied, and not allowed more specifically. A subrequest without a client passes.
+//! The most specific network that holds the address decides, at a tie `deny`; an address in none of them may ask. Who
+//! may not is answered 403. `all` is every client; mind that `0.0.0.0/0` is IPv4 alone, and `::/0` IPv6 alone. An IPv4
+//! client of an IPv6 socket (`::ffff:10.0.0.1`) counts as IPv4. `unix:` is a client of a Unix socket, which has no
+//! address: it may ask unless `unix:` or `all` is denied, and not allowed more specifically. A subrequest without a
+//! client passes.
 //!
 //! The address is that of the connection, not of `X-Forwarded-For`, which a client may invent.
 //!
-//! The file has a line for each network, `allow NETWORK` or `deny NETWORK`, as nginx with or without a `;`, and comments
-//! behind `#`. It is looked at again when a request comes, at most once a second, and read when it has changed; a file with
-//! a mistake changes nothing, and the log names its line. A lookup takes one step for each length of prefix that is in use,
-//! however many networks there are.
+//! The file has a line for each network, `allow NETWORK` or `deny NETWORK`, as nginx with or without a `;`, and
+//! comments behind `#`. It is looked at again when a request comes, at most once a second, and read when it has
+//! changed; a file with a mistake changes nothing, and the log names its line. A lookup takes one step for each length
+//! of prefix that is in use, however many networks there are.
 
 use ipnet::IpNet;
 use millpond::prelude::*;

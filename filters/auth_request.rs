@@ -4,12 +4,14 @@
 //! - auth_request: { uri: /auth, copy_headers: [X-User], copy_to_client: [Set-Cookie] }
 //! ```
 //!
-//! A GET for `uri` with the client's headers, but without its body, goes to the route of the service that matches it, usually
-//! an `internal` one. Its answer decides: 2xx lets the request pass; 401 and 403 are the client's answer, 401 with its
-//! `WWW-Authenticate`; everything else, and no answer at all, is a 500. Each request is asked for anew: nothing is kept.
+//! A GET for `uri` with the client's headers, but without its body, goes to the route of the service that matches it,
+//! usually an `internal` one. Its answer decides: 2xx lets the request pass; 401 and 403 are the client's answer, 401
+//! with its `WWW-Authenticate`; everything else, and no answer at all, is a 500. Each request is asked for anew:
+//! nothing is kept.
 //!
-//! What `copy_headers` names goes from the answer to the upstream in place of what the client has sent under that name, also
-//! where the answer has none: a client cannot name itself. `copy_to_client` adds headers of the answer to the response.
+//! What `copy_headers` names goes from the answer to the upstream in place of what the client has sent under that name,
+//! also where the answer has none: a client cannot name itself. `copy_to_client` adds headers of the answer to the
+//! response.
 //!
 //! As in nginx, subrequests and internal redirects are not asked for again. `$request_uri` and `$request_method` of the
 //! other route are the client's: `set_headers: { X-Original-URI: $request_uri }`.

@@ -4,14 +4,15 @@
 //! - basic_auth: { realm: Staff only, htpasswd_file: /etc/millpond/htpasswd }
 //! ```
 //!
-//! The file has a line `user:hash` for each user, as `htpasswd` writes it; what stands behind a further colon, and lines that
-//! begin with `#`, are comments. Hashes: bcrypt (`htpasswd -B`), SHA-256 and SHA-512 crypt, MD5 crypt (`$apr1$`, `$1$`), and
-//! as in nginx `{SHA}`, `{SSHA}` and `{PLAIN}`. The file is looked at again when a request comes, at most once a second, and
-//! read when it has changed; a file with a mistake changes nothing, and the log names its line.
+//! The file has a line `user:hash` for each user, as `htpasswd` writes it; what stands behind a further colon, and
+//! lines that begin with `#`, are comments. Hashes: bcrypt (`htpasswd -B`), SHA-256 and SHA-512 crypt, MD5 crypt
+//! (`$apr1$`, `$1$`), and as in nginx `{SHA}`, `{SSHA}` and `{PLAIN}`. The file is looked at again when a request
+//! comes, at most once a second, and read when it has changed; a file with a mistake changes nothing, and the log names
+//! its line.
 //!
-//! A hash that is expensive to check is checked off the async threads, and not again for a password that was right: of that,
-//! a keyed digest is kept, one for each user. Who names no user of the file waits as long as who is wrong about a password,
-//! as far as the hashes of the file cost the same.
+//! A hash that is expensive to check is checked off the async threads, and not again for a password that was right: of
+//! that, a keyed digest is kept, one for each user. Who names no user of the file waits as long as who is wrong about a
+//! password, as far as the hashes of the file cost the same.
 //!
 //! The user's name is `$remote_user` from then on. The `Authorization` header goes on to the upstream, as with nginx.
 
@@ -77,7 +78,8 @@ impl BasicAuth {
     /// Make it from its configuration. The file is read here.
     ///
     /// # Errors
-    /// `realm` cannot stand in a header, the file cannot be read, or has a line that names no user with a hash of a known kind.
+    /// `realm` cannot stand in a header, the file cannot be read, or has a line that names no user with a hash of a
+    /// known kind.
     pub fn new(conf: BasicAuthConf) -> Result<Self> {
         let expected = |text: String| Error::new(ErrorKind::Filter, text);
         let realm = conf.realm.replace('\\', "\\\\").replace('"', "\\\"");
@@ -324,7 +326,10 @@ fn parse(text: &str, path: &Path) -> Result<Users, String> {
         let (name, rest) = line.split_once(':').ok_or_else(|| format!("{place}: expected `user:hash`"))?;
         let hash = if rest.starts_with("{PLAIN}") { rest } else { rest.split(':').next().unwrap_or_default() };
         let hash = Hash::parse(hash).ok_or_else(|| {
-            format!("{place}: expected for {name:?} a hash of bcrypt, SHA crypt ($5$, $6$), MD5 crypt ($apr1$, $1$), {{SHA}}, {{SSHA}} or {{PLAIN}}")
+            format!(
+                "{place}: expected for {name:?} a hash of bcrypt, SHA crypt ($5$, $6$), MD5 crypt ($apr1$, $1$), {{SHA}}, \
+                 {{SSHA}} or {{PLAIN}}"
+            )
         })?;
         by_name.entry(name.to_owned()).or_insert_with(|| Arc::new(User { hash, verified: Mutex::new(None) }));
     }

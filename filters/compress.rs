@@ -4,25 +4,26 @@
 //! - compress: { algorithms: [zstd, br, gzip], level: 4, min_length: 1KiB, types: [] }
 //! ```
 //!
-//! Of the codings that the client likes best (`Accept-Encoding`, RFC 9110 12.5.3), the first in `algorithms` is taken; a
-//! client that says nothing gets none. A body stays as it is when it
+//! Of the codings that the client likes best (`Accept-Encoding`, RFC 9110 12.5.3), the first in `algorithms` is taken;
+//! a client that says nothing gets none. A body stays as it is when it
 //! - is shorter than `min_length`; one of unknown length, an event stream above all, is compressed at once,
 //! - has a `Content-Encoding` already, is of another media type than `types`, or a part (206),
 //! - must not be transformed (`Cache-Control: no-transform`, of the request or the response),
 //! - is for an HTTP/1.0 client, which could not tell a whole body of unknown length from a broken one.
 //!
 //! The answer to a HEAD has the header that a GET would have. What depends on `Accept-Encoding` says so in `Vary`,
-//! compressed or not. A strong `ETag` becomes a weak one, as the bytes are no longer those that it names; `Content-Length`,
-//! `Accept-Ranges` and digests go.
+//! compressed or not. A strong `ETag` becomes a weak one, as the bytes are no longer those that it names;
+//! `Content-Length`, `Accept-Ranges` and digests go.
 //!
 //! Each run of chunks is flushed out of the encoder: what the client has received can be decoded, and a stream stays a
-//! stream. In runs of 16 KiB, the size of a pipe's block, that makes a body less than 1.5 percent longer; in runs of 1400
-//! bytes, up to 20 percent.
+//! stream. In runs of 16 KiB, the size of a pipe's block, that makes a body less than 1.5 percent longer; in runs of
+//! 1400 bytes, up to 20 percent.
 //!
 //! The windows are 32 KiB (gzip) and 256 KiB (br, zstd). While it is sent, a response holds up to 0.45 MiB with gzip,
 //! 1.25 MiB with br (2.8 MiB from level 6 on, the highest it has here) and 1.5 MiB with zstd.
 //!
-//! Beware of compressing pages that repeat what a stranger sent beside a secret (BREACH): the length tells about the secret.
+//! Beware of compressing pages that repeat what a stranger sent beside a secret (BREACH): the length tells about the
+//! secret.
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -44,8 +45,8 @@ pub struct CompressConf {
     pub level: u32,
     /// Shorter bodies are not worth it.
     pub min_length: Size,
-    /// Media types to compress: `type/subtype`, `type/*`, `*+suffix` or `*`. Empty: texts, JSON, XML, scripts, fonts that are
-    /// not compressed, SVG and WebAssembly.
+    /// Media types to compress: `type/subtype`, `type/*`, `*+suffix` or `*`. Empty: texts, JSON, XML, scripts, fonts
+    /// that are not compressed, SVG and WebAssembly.
     pub types: MediaTypes,
 }
 

@@ -5,8 +5,9 @@
 //! ```
 //!
 //! A request counts from this filter on until its last byte is out or it has failed, a tunnel until it is closed. A
-//! request whose key is empty is not limited; one that is redirected internally stays one request. Every place in the configuration counts for itself and anew after a
-//! reload, unless it names a `zone`: places with the same zone count together, and a reload changes nothing about that.
+//! request whose key is empty is not limited; one that is redirected internally stays one request. Every place in the
+//! configuration counts for itself and anew after a reload, unless it names a `zone`: places with the same zone count
+//! together, and a reload changes nothing about that.
 //!
 //! Memory grows with the requests in flight, and not with the keys that were ever seen.
 //! `millpond_concurrency_limit_rejected_total` counts, by service and route, what was turned away.
@@ -113,7 +114,8 @@ impl UpstreamPhases for ConcurrencyLimit {
     }
 }
 
-/// Where a request is being counted, and by which keys: behind an internal redirect it comes by again, and is still one.
+/// Where a request is being counted, and by which keys: behind an internal redirect it comes by again, and is still
+/// one.
 #[derive(Clone, Default)]
 struct Counted(Vec<(usize, u128)>);
 

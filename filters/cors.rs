@@ -5,9 +5,9 @@
 //!           credentials: true, max_age: 1h }
 //! ```
 //!
-//! A preflight (OPTIONS with `Origin` and `Access-Control-Request-Method`) is answered here: 204 when the origin may do what
-//! it asks for, else 403. Any other request goes on, whoever it is from: it is the browser that keeps the answer from a page
-//! that is not allowed to see it. What the upstream says in `Access-Control-*` of its own is replaced.
+//! A preflight (OPTIONS with `Origin` and `Access-Control-Request-Method`) is answered here: 204 when the origin may do
+//! what it asks for, else 403. Any other request goes on, whoever it is from: it is the browser that keeps the answer
+//! from a page that is not allowed to see it. What the upstream says in `Access-Control-*` of its own is replaced.
 //!
 //! Put it outside of filters that turn away requests without credentials: a preflight never has any.
 
@@ -220,7 +220,8 @@ impl Cors {
         method_allowed && headers.split(',').map(str::trim).all(header_allowed)
     }
 
-    /// The permission for what was asked: no list of everything that is allowed, which `*` could not be beside credentials.
+    /// The permission for what was asked: no list of everything that is allowed, which `*` could not be beside
+    /// credentials.
     fn preflight(&self, method: &HeaderValue, headers: Option<&HeaderValue>) -> Result<ResponseHeader> {
         let mut answer = ResponseHeader::build(StatusCode::NO_CONTENT, Some(8))?;
         answer.insert_header("Access-Control-Allow-Methods", method.clone())?;

@@ -4,14 +4,14 @@
 //! - edit_json: { set: { "/meta/request": "$request_id", "/debug": false }, remove: ["/secret", "/users/0/email"] }
 //! ```
 //!
-//! Places are JSON Pointers (RFC 6901): `/a/b`, `/list/0`, `/list/-` for one more at the end, `~1` for a slash and `~0` for a
-//! tilde in a name. Texts to set are templates; whatever else stands there is set as it is. First all of `remove` happens,
-//! the later ones first, then all of `set`, in the order of the places' names. Where there is nothing to remove, or nothing
-//! to set a value in, nothing happens.
+//! Places are JSON Pointers (RFC 6901): `/a/b`, `/list/0`, `/list/-` for one more at the end, `~1` for a slash and `~0`
+//! for a tilde in a name. Texts to set are templates; whatever else stands there is set as it is. First all of `remove`
+//! happens, the later ones first, then all of `set`, in the order of the places' names. Where there is nothing to
+//! remove, or nothing to set a value in, nothing happens.
 //!
-//! The body is held, and the header with it, until the end is there. A body that is longer than `max`, or no JSON, passes
-//! unchanged, or with `on_error: fail` becomes a 502. So does a body with a `Content-Encoding`, which always passes. The
-//! values keep their order, but numbers with more digits than a double holds lose them.
+//! The body is held, and the header with it, until the end is there. A body that is longer than `max`, or no JSON,
+//! passes unchanged, or with `on_error: fail` becomes a 502. So does a body with a `Content-Encoding`, which always
+//! passes. The values keep their order, but numbers with more digits than a double holds lose them.
 
 use millpond::conf::units::Size;
 use millpond::prelude::*;
@@ -89,8 +89,8 @@ pub struct Pointer {
     name: String,
 }
 
-// A configuration that has been parsed cannot be wrong any more. `try_from` runs when the file is read, and what its error
-// says stands in the report, with file and line.
+// A configuration that has been parsed cannot be wrong any more. `try_from` runs when the file is read, and what its
+// error says stands in the report, with file and line.
 impl TryFrom<String> for Pointer {
     type Error = String;
 
@@ -180,8 +180,8 @@ impl UpstreamPhases for EditJson {
         EditJsonCtx::default()
     }
 
-    // Phase 4. The header is here and the body is not: decide now whether the body is of interest at all, for one that is
-    // not should neither be held nor slowed down.
+    // Phase 4. The header is here and the body is not: decide now whether the body is of interest at all, for one that
+    // is not should neither be held nor slowed down.
     async fn response_filter(
         &self,
         session: &mut Session<'_>,
@@ -205,19 +205,19 @@ impl UpstreamPhases for EditJson {
             return Ok(Header::Pass);
         }
         ctx.held = Some(BytesMut::new());
-        // `Hold` keeps the header back until `body_filter` emits a byte or the end. Only so can it be changed by what is found
-        // in the body. With `Pass` it would be on its way, and a Content-Length in it a promise.
+        // `Hold` keeps the header back until `body_filter` emits a byte or the end. Only so can it be changed by what
+        // is found in the body. With `Pass` it would be on its way, and a Content-Length in it a promise.
         Ok(Header::Hold)
     }
 
     // Phase 5, again and again: each run has what has come since the last one.
     async fn body_filter(&self, session: &mut Session<'_>, body: &mut Bufs, ctx: &mut EditJsonCtx) -> Result<()> {
         let Some(held) = &mut ctx.held else { return Ok(()) };
-        // What a filter holds has to have a bound, or strangers choose how much memory there is. The engine has one of its
-        // own, `filter_hold_max`, and fails what goes beyond; stop before that.
+        // What a filter holds has to have a bound, or strangers choose how much memory there is. The engine has one of
+        // its own, `filter_hold_max`, and fails what goes beyond; stop before that.
         let too_long = (held.len() + body.len()) as u64 > self.most(session);
-        // `take` leaves an empty run, which goes no further, and that is how a filter holds something. The mark of the end
-        // stays in it: an end that is taken away would be missed by everyone.
+        // `take` leaves an empty run, which goes no further, and that is how a filter holds something. The mark of the
+        // end stays in it: an end that is taken away would be missed by everyone.
         for chunk in body.take() {
             held.extend_from_slice(&chunk);
         }
@@ -237,8 +237,8 @@ impl UpstreamPhases for EditJson {
                 return self.cannot("is no JSON");
             }
         };
-        // Still held, since nothing has been emitted: the last moment to change it. The length is known now, so say it; the
-        // engine holds us to it.
+        // Still held, since nothing has been emitted: the last moment to change it. The length is known now, so say it;
+        // the engine holds us to it.
         if let Some(header) = session.held_header() {
             change_header(header);
             header.set_content_length(edited.len())?;

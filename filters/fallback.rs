@@ -4,10 +4,10 @@
 //! - fallback: { when: [502, 503, 504], uri: /sorry }
 //! ```
 //!
-//! An answer with one of the statuses, an upstream's or one of this proxy's own, is replaced by the answer of the route that
-//! matches `uri`: its status, headers and body. The client's method and body do not go there, its headers do. If that answer
-//! has a listed status too, or there is none, the first one stays. `keep_status` sends the other route's answer with the first
-//! status, as a page of `error_pages` is.
+//! An answer with one of the statuses, an upstream's or one of this proxy's own, is replaced by the answer of the route
+//! that matches `uri`: its status, headers and body. The client's method and body do not go there, its headers do. If
+//! that answer has a listed status too, or there is none, the first one stays. `keep_status` sends the other route's
+//! answer with the first status, as a page of `error_pages` is.
 
 use millpond::prelude::*;
 use serde::Deserialize;

@@ -4,15 +4,15 @@
 //! - include: { max_depth: 3, types: [text/html] }
 //! ```
 //!
-//! `<!--# include virtual="/header" -->` and `<esi:include src="/header"/>` in a body of one of the types are replaced by what
-//! the service's route for that path answers: a GET with the client's headers. They are fetched side by side, as soon as they
-//! are seen, and put in where they stand, as they come; the page goes on being read meanwhile, up to 64 KiB. An include that
-//! fails, or is not answered with 2xx, leaves nothing in its place but `on_error`, and a line in the log. Inside an included
-//! page includes are looked for again, by the filter of its own route, `max_depth` deep.
+//! `<!--# include virtual="/header" -->` and `<esi:include src="/header"/>` in a body of one of the types are replaced
+//! by what the service's route for that path answers: a GET with the client's headers. They are fetched side by side,
+//! as soon as they are seen, and put in where they stand, as they come; the page goes on being read meanwhile, up to 64
+//! KiB. An include that fails, or is not answered with 2xx, leaves nothing in its place but `on_error`, and a line in
+//! the log. Inside an included page includes are looked for again, by the filter of its own route, `max_depth` deep.
 //!
 //! Anything else between `<!--#` and `-->` passes as it is, and so does a tag longer than 1 KiB. Bodies with a
-//! `Content-Encoding` are not looked into, and fail as includes: the upstream, and who is asked for an include, are asked for
-//! one without.
+//! `Content-Encoding` are not looked into, and fail as includes: the upstream, and who is asked for an include, are
+//! asked for one without.
 
 use millpond::prelude::*;
 use serde::Deserialize;

@@ -8,16 +8,18 @@
 //!     copy_claims: { sub: X-User }
 //! ```
 //!
-//! The token stands in `Authorization: Bearer`, or in the `cookie` that is named. Its signature must be by a key (RFC 7517) of
-//! `jwks_file` or `jwks_url`, with one of the `algorithms`; `exp` must be there and `nbf` may be, both with `leeway`; where
-//! `issuer` or `audience` are set, the token must have one of them. Everything else is a 401 with `WWW-Authenticate: Bearer`.
+//! The token stands in `Authorization: Bearer`, or in the `cookie` that is named. Its signature must be by a key (RFC
+//! 7517) of `jwks_file` or `jwks_url`, with one of the `algorithms`; `exp` must be there and `nbf` may be, both with
+//! `leeway`; where `issuer` or `audience` are set, the token must have one of them. Everything else is a 401 with
+//! `WWW-Authenticate: Bearer`.
 //!
-//! `copy_claims` sends claims to the upstream in place of what the client has sent under these names, also where the token
-//! has no such claim: texts as they are, everything else as JSON.
+//! `copy_claims` sends claims to the upstream in place of what the client has sent under these names, also where the
+//! token has no such claim: texts as they are, everything else as JSON.
 //!
-//! Keys of a URL are fetched when first needed, again after `refresh`, and, at most every ten seconds, when a token names a key
-//! that is not among them; those of a file when it has changed. When that fails the old ones stay; without any, 503. A `jwks_url`
-//! without scheme and host is a path of the service: another route's answer. Symmetric keys (`oct`) are taken from files only.
+//! Keys of a URL are fetched when first needed, again after `refresh`, and, at most every ten seconds, when a token
+//! names a key that is not among them; those of a file when it has changed. When that fails the old ones stay; without
+//! any, 503. A `jwks_url` without scheme and host is a path of the service: another route's answer. Symmetric keys
+//! (`oct`) are taken from files only.
 
 use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};

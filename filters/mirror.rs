@@ -5,10 +5,10 @@
 //! ```
 //!
 //! The original knows nothing of it: the copy is sent in a task of its own, once the request's body has been read, and
-//! whatever becomes of it is only counted, in `millpond_mirror_requests_total{upstream,result}`: `sent`, `failed` (no answer), or
-//! `dropped` (`max` copies were under way, or the body could not be stored). A body is stored as request bodies are, in
-//! `client_body_buffer_size` of memory and then a temporary file. The copy is made with the settings of the route (`uri`,
-//! `set_headers`, time limits) and none of its filters, as the request is when this filter sees it.
+//! whatever becomes of it is only counted, in `millpond_mirror_requests_total{upstream,result}`: `sent`, `failed` (no
+//! answer), or `dropped` (`max` copies were under way, or the body could not be stored). A body is stored as request
+//! bodies are, in `client_body_buffer_size` of memory and then a temporary file. The copy is made with the settings of
+//! the route (`uri`, `set_headers`, time limits) and none of its filters, as the request is when this filter sees it.
 
 use millpond::pipe::Spool;
 use millpond::prelude::*;

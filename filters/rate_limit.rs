@@ -14,9 +14,9 @@
 //! `max_keys` keys are remembered, and for no longer than they are ahead of the rate; when there are more, the one that
 //! has not been seen for longest is forgotten.
 //!
-//! With a `store` all proxies with the same `zone` and `rate` (without a zone: the same `key`, `rate` and `burst`) limit as
-//! one.
-//! While the store is away each of them limits by itself with the same numbers; no request fails because of it.
+//! With a `store` all proxies with the same `zone` and `rate` (without a zone: the same `key`, `rate` and `burst`)
+//! limit as one. While the store is away each of them limits by itself with the same numbers; no request fails because
+//! of it.
 //!
 //! `millpond_rate_limit_requests_total` counts by service, route and outcome (`delayed`, `rejected`) what did not pass
 //! at once, `millpond_rate_limit_store_up` says which stores are there.
@@ -180,8 +180,8 @@ impl RateLimit {
     /// Make it from its configuration.
     ///
     /// # Errors
-    /// `max_keys` or `store_timeout` is 0, `status` is no error's, the rate takes more than a year to make `burst` good, or `store` is no
-    /// URL of a Redis.
+    /// `max_keys` or `store_timeout` is 0, `status` is no error's, the rate takes more than a year to make `burst`
+    /// good, or `store` is no URL of a Redis.
     pub fn new(conf: RateLimitConf) -> Result<Self> {
         let expected = |text: String| Err(Error::new(ErrorKind::Filter, text));
         if !(400..=599).contains(&conf.status) {
@@ -225,7 +225,8 @@ impl RateLimit {
     }
 }
 
-/// Where a request has been counted, and by which keys: behind an internal redirect it comes by again, and is still one.
+/// Where a request has been counted, and by which keys: behind an internal redirect it comes by again, and is still
+/// one.
 #[derive(Clone, Default)]
 struct Counted(Vec<(usize, u128)>);
 

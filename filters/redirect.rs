@@ -5,14 +5,14 @@
 //! - redirect: { to: "/new/$1", status: 301 }        # what the route's path_regex captured
 //! ```
 //!
-//! Every request that comes to it is answered. `status` is 301, 302, 303, 307 or 308; 307 and 308 keep the method and the
-//! body, and 301 and 308 may be remembered for ever.
+//! Every request that comes to it is answered. `status` is 301, 302, 303, 307 or 308; 307 and 308 keep the method and
+//! the body, and 301 and 308 may be remembered for ever.
 //!
-//! A stranger cannot choose the place: the host ends where `to` says, and a `to` without one stays on this host, whatever
-//! the variables hold (`//elsewhere` and `/\elsewhere` are hosts to browsers). What cannot stand in an address is encoded, so
-//! that no header can be smuggled in, and a capture, which has been decoded, is encoded again as one value: in a path it
-//! brings no query, in a query no further argument. `$host` is what the client asked for: name yours where clients may not
-//! be trusted.
+//! A stranger cannot choose the place: the host ends where `to` says, and a `to` without one stays on this host,
+//! whatever the variables hold (`//elsewhere` and `/\elsewhere` are hosts to browsers). What cannot stand in an address
+//! is encoded, so that no header can be smuggled in, and a capture, which has been decoded, is encoded again as one
+//! value: in a path it brings no query, in a query no further argument. `$host` is what the client asked for: name
+//! yours where clients may not be trusted.
 
 use millpond::paths;
 use millpond::prelude::*;

@@ -5,15 +5,15 @@
 //! - rewrite: { regex: "^/user/(?<id>[0-9]+)$", to: "/users?id=$id&$args" }
 //! ```
 //!
-//! The regular expression is tried on the path by which routes are chosen: decoded, with slashes merged and dot segments
-//! resolved; a `.` matches any character. `$1` to `$9` and `$name` in `to` are its groups; other variables may stand there too. What does not match stays
-//! as it came, byte for byte.
+//! The regular expression is tried on the path by which routes are chosen: decoded, with slashes merged and dot
+//! segments resolved; a `.` matches any character. `$1` to `$9` and `$name` in `to` are its groups; other variables may
+//! stand there too. What does not match stays as it came, byte for byte.
 //!
-//! The query is kept, unless `to` has a `?`: then it is what stands behind. nginx would append the old one; write `&$args`.
-//! A group is one value, in a path and in a query: no text of a client becomes a further argument or header.
+//! The query is kept, unless `to` has a `?`: then it is what stands behind. nginx would append the old one; write
+//! `&$args`. A group is one value, in a path and in a query: no text of a client becomes a further argument or header.
 //!
-//! `$request_uri` stays what the client sent. The route does not change; a second `rewrite` sees what the first one made. With
-//! a `uri`, the route replaces its prefix of the new path; one without the prefix is sent as it is.
+//! `$request_uri` stays what the client sent. The route does not change; a second `rewrite` sees what the first one
+//! made. With a `uri`, the route replaces its prefix of the new path; one without the prefix is sent as it is.
 
 use millpond::paths;
 use millpond::prelude::*;
@@ -52,7 +52,8 @@ impl Rewrite {
     /// Make it from its configuration.
     ///
     /// # Errors
-    /// `regex` is no regular expression; `to` does not begin with a slash, or has a variable that is neither known nor a group.
+    /// `regex` is no regular expression; `to` does not begin with a slash, or has a variable that is neither known nor
+    /// a group.
     pub fn new(conf: RewriteConf) -> Result<Self> {
         let expected = |text: String| Error::new(ErrorKind::Filter, text);
         let regex = RegexBuilder::new(&conf.regex).dot_matches_new_line(true).build();

@@ -4,9 +4,9 @@
 //! - sub: { replace: { "http://internal/": "https://example.com/" }, types: [text/html], once: false }
 //! ```
 //!
-//! The texts are literal. Where several match at the same place, the longest wins; what has been put in is not looked at
-//! again. Bodies with a `Content-Encoding` pass unchanged. At most the longest text less one byte is held back, and only
-//! while it may still become a match: a stream stays a stream.
+//! The texts are literal. Where several match at the same place, the longest wins; what has been put in is not looked
+//! at again. Bodies with a `Content-Encoding` pass unchanged. At most the longest text less one byte is held back, and
+//! only while it may still become a match: a stream stays a stream.
 
 use millpond::prelude::*;
 use serde::Deserialize;

@@ -16,23 +16,24 @@ use std::sync::Arc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-/// Lines that may wait for the disk. When they are that many, further ones are dropped and counted in the log: an access
-/// log must not stop the traffic it tells of.
+/// Lines that may wait for the disk. When they are that many, further ones are dropped and counted in the log: an
+/// access log must not stop the traffic it tells of.
 const QUEUE: usize = 64 * 1024;
 /// Bytes of one write, and a line.
 const BATCH: usize = 64 * 1024;
 
 /// nginx's `combined`.
 static COMBINED: Lazy<Template> = Lazy::new(|| {
-    const TEXT: &str = "$remote_addr - $remote_user [$time_local] \"$request_method $request_uri $server_protocol\" $status \
-                        $body_bytes_sent \"$http_referer\" \"$http_user_agent\"";
+    const TEXT: &str = "$remote_addr - $remote_user [$time_local] \"$request_method $request_uri $server_protocol\" \
+                        $status $body_bytes_sent \"$http_referer\" \"$http_user_agent\"";
     TEXT.parse().expect("a template of variables that exist")
 });
 
 static LOG: ArcSwapOption<Log> = ArcSwapOption::const_empty();
 
 /// Where all lines go. The thread behind it is started by the first one: until then the process may still fork (`-d`),
-/// and only one thread survives that. Tokio's channel grows with what waits in it; std's bounded one takes 2.5 MiB at once.
+/// and only one thread survives that. Tokio's channel grows with what waits in it; std's bounded one takes 2.5 MiB at
+/// once.
 static LINES: Lazy<Sender<Line>> = Lazy::new(|| {
     let (lines, queued) = channel(QUEUE);
     let spawned = std::thread::Builder::new().name("access log".to_owned()).spawn(move || write(queued));
@@ -68,8 +69,8 @@ impl Log {
     }
 }
 
-/// Use this log from the next finished request on, or none. A file that is no longer in use is closed once its last line
-/// is written.
+/// Use this log from the next finished request on, or none. A file that is no longer in use is closed once its last
+/// line is written.
 pub(crate) fn use_log(log: Option<Log>) {
     LOG.store(log.map(Arc::new));
 }

@@ -140,9 +140,9 @@ impl Millpond {
         self
     }
 
-    /// Register a protocol by name: what `upstreams.NAME.protocol` says of servers that speak it. `make` is called for each
-    /// route that leads to such an upstream, with what the route has for it (`protocol: { NAME: {...} }`; nothing there is
-    /// `{}`), and the [`Scope`] it is made for; it is called again when the configuration is tested.
+    /// Register a protocol by name: what `upstreams.NAME.protocol` says of servers that speak it. `make` is called for
+    /// each route that leads to such an upstream, with what the route has for it (`protocol: { NAME: {...} }`; nothing
+    /// there is `{}`), and the [`Scope`] it is made for; it is called again when the configuration is tested.
     ///
     /// An `Err` refuses the configuration; its text says what was expected. A later registration under the same name
     /// replaces the earlier one.
@@ -170,9 +170,9 @@ impl Millpond {
         self
     }
 
-    /// Read the command line and the configuration, and serve until a signal ends the process: SIGTERM gracefully, SIGINT
-    /// at once, SIGQUIT when another process has taken over. SIGHUP reads the file again. Returns early only for `-t`,
-    /// `schema`, and errors, which are printed.
+    /// Read the command line and the configuration, and serve until a signal ends the process: SIGTERM gracefully,
+    /// SIGINT at once, SIGQUIT when another process has taken over. SIGHUP reads the file again. Returns early only for
+    /// `-t`, `schema`, and errors, which are printed.
     pub fn run(mut self) -> ExitCode {
         if let Some(conf) = self.conf.take() {
             return self.serve(conf, None, Opt::default());
@@ -204,8 +204,8 @@ impl Millpond {
         self.serve(conf, Some(file), options)
     }
 
-    /// What runs, made of what is configured. Of the groups `in_use` those that have not changed stay; of the others the
-    /// peers that stay keep what is known of them.
+    /// What runs, made of what is configured. Of the groups `in_use` those that have not changed stay; of the others
+    /// the peers that stay keep what is known of them.
     ///
     /// # Errors
     /// Filters and protocols that do not exist or refuse their configuration, certificates that cannot be read: all of
@@ -352,8 +352,8 @@ impl Millpond {
     }
 }
 
-/// The route of requests that match none: the service's filters see their 404, which is sent with the time limits of the
-/// service's first route and the error pages of the defaults.
+/// The route of requests that match none: the service's filters see their 404, which is sent with the time limits of
+/// the service's first route and the error pages of the defaults.
 fn nowhere(service: &conf::Service, filters: Vec<Arc<Filter>>) -> Route {
     let mut conf = service.routes[0].clone();
     conf.name = "-".to_owned();
@@ -438,8 +438,8 @@ fn refuse(errors: &ConfErrors) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// With transparent huge pages each thread's few buffers are rounded up to 2 MiB: 17 MiB instead of 8 at rest, and steps
-/// of 2 MiB from there (measured with mimalloc), where the configuration promises its buffers and little more.
+/// With transparent huge pages each thread's few buffers are rounded up to 2 MiB: 17 MiB instead of 8 at rest, and
+/// steps of 2 MiB from there (measured with mimalloc), where the configuration promises its buffers and little more.
 fn keep_memory_small() {
     if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
         log::debug!("transparent huge pages stay as the system has them: {error}");

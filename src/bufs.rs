@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 
 /// A run of body chunks, and whether the body ends with it: nginx's buffer chain with `last_buf`.
 ///
-/// A body callback may leave it alone, change it, take all of it and keep it for later, emit none or many chunks, or end
-/// the body early with [`end`](Self::end). An empty run that is not [`last`](Self::is_last) goes no further. The end
-/// itself cannot be kept: taking it away, as `mem::take` does, is an error; use [`take`](Self::take).
+/// A body callback may leave it alone, change it, take all of it and keep it for later, emit none or many chunks, or
+/// end the body early with [`end`](Self::end). An empty run that is not [`last`](Self::is_last) goes no further. The
+/// end itself cannot be kept: taking it away, as `mem::take` does, is an error; use [`take`](Self::take).
 #[derive(Debug, Default, Clone)]
 pub struct Bufs {
     chunks: VecDeque<Bytes>,

@@ -29,8 +29,8 @@ impl Failure {
         Failure { status, headers: HeaderMap::new() }
     }
 
-    /// A filter has answered with a status that has a page: what its header says stays (`Retry-After`, `WWW-Authenticate`,
-    /// `Location`), but for what it says of its body.
+    /// A filter has answered with a status that has a page: what its header says stays (`Retry-After`,
+    /// `WWW-Authenticate`, `Location`), but for what it says of its body.
     pub(crate) fn of_filter(session: &Session<'_>, answer: &ResponseHeader) -> Option<Self> {
         let status = answer.status.as_u16();
         configured_page(session, status)?;
@@ -42,8 +42,8 @@ impl Failure {
         Some(Failure { status, headers })
     }
 
-    /// nginx's `ngx_http_upstream_intercept_errors`: an upstream has answered with a status that has a page, and the route
-    /// has `intercept_errors`. Of its header the challenge of a 401 stays.
+    /// nginx's `ngx_http_upstream_intercept_errors`: an upstream has answered with a status that has a page, and the
+    /// route has `intercept_errors`. Of its header the challenge of a 401 stays.
     pub(crate) fn of_upstream(session: &Session<'_>, answer: &ResponseHeader) -> Option<Self> {
         if !session.route().conf.intercept_errors {
             return None;

@@ -1,5 +1,6 @@
-//! Internal redirects, nginx's `ngx_http_internal_redirect`: another route of the same service answers in place of the one
-//! that the client's request matched. `X-Accel-Redirect` asks for one, and so does a page of `error_pages` that is a path.
+//! Internal redirects, nginx's `ngx_http_internal_redirect`: another route of the same service answers in place of the
+//! one that the client's request matched. `X-Accel-Redirect` asks for one, and so does a page of `error_pages` that is
+//! a path.
 
 use crate::chain::Pass;
 use crate::client::ClientBody;
@@ -66,7 +67,8 @@ pub(crate) fn redirect(pass: &mut Pass<'_>, body: &mut ClientBody, target: &[u8]
     Ok(())
 }
 
-/// The request of a redirect: the one before it, for another path, without a body. As in nginx it is a GET, or still a HEAD.
+/// The request of a redirect: the one before it, for another path, without a body. As in nginx it is a GET, or still a
+/// HEAD.
 pub(crate) fn redirected(session: &Session<'_>, uri: &str, why: Why) -> Result<RequestHeader> {
     use header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TRAILER, TRANSFER_ENCODING};
     use header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE, UPGRADE};
@@ -109,8 +111,8 @@ impl Kept {
         }
     }
 
-    /// They replace what the final response has, but for cookies, which it may have beside them. On an error only cookies
-    /// survive: the others tell of the content that did not come, and an error must not be cached for as long.
+    /// They replace what the final response has, but for cookies, which it may have beside them. On an error only
+    /// cookies survive: the others tell of the content that did not come, and an error must not be cached for as long.
     ///
     /// # Errors
     /// The header cannot take them.

@@ -1,9 +1,9 @@
 //! **Millpond**: reverse proxies on Pingora with nginx's *upstream mechanism*.
 //!
-//! A response is taken from the upstream at the upstream's speed, held in bounded memory and then in a bounded temporary
-//! file, and handed to the client at the client's speed: a slow client never holds an upstream's connection. Filters are
-//! written in Rust ([`UpstreamPhases`](phases::UpstreamPhases)), stacked in a [chain], and compiled into a binary of one's
-//! own ([`Millpond`]).
+//! A response is taken from the upstream at the upstream's speed, held in bounded memory and then in a bounded
+//! temporary file, and handed to the client at the client's speed: a slow client never holds an upstream's connection.
+//! Filters are written in Rust ([`UpstreamPhases`](phases::UpstreamPhases)), stacked in a [chain], and compiled into a
+//! binary of one's own ([`Millpond`]).
 //!
 //! # The life of a request
 //!
@@ -13,7 +13,8 @@
 //! | 2 connect | a peer, a connection | [`peers`], `exchange::connect` |
 //! | 3 send request | the request and its body | `exchange::send_request` |
 //! | 4 receive header | the response header, or the next peer | `exchange::receive_header`, `exchange::next_upstream` |
-//! | 5 process body | upstream → [`pipe`] → filters → client, two futures in one task | `exchange::process_body`, `client::deliver` |
+//! | 5 process body | upstream → [`pipe`] → filters → client, two futures in one task | `exchange::process_body`,
+//! `client::deliver` |
 //! | 6 finish | the connection pooled or closed; counted, logged | `exchange::finish` |
 //!
 //! # Layout
@@ -21,7 +22,8 @@
 //! - [`app`]: register filters and protocols, the command line, run
 //! - [`conf`], [`template`]: the configuration file, checked as a whole; texts with variables
 //! - [`phases`], [`chain`], [`session`], [`bufs`], [`paths`]: what filter authors work with
-//! - `proxy`: the only implementation of Pingora's `ProxyHttp`; `answer`: phases 1 to 4; `client`: Pingora's session, polled
+//! - `proxy`: the only implementation of Pingora's `ProxyHttp`; `answer`: phases 1 to 4; `client`: Pingora's session,
+//!   polled
 //! - `error_pages`, `internal_redirect`: what is sent in place of a failure, or of an `X-Accel-Redirect`
 //! - [`subrequest`]: requests of filters' own
 //! - `exchange`: one request to an upstream; [`protocol`]: what is spoken there, bytes in and bytes out

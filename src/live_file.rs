@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 /// How often the file is looked at.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// What a file of the configuration says: a list of addresses, of users, of keys. It is looked at again when it is asked for,
-/// at most once a second; a new version that cannot be read or understood changes nothing but the log and
+/// What a file of the configuration says: a list of addresses, of users, of keys. It is looked at again when it is
+/// asked for, at most once a second; a new version that cannot be read or understood changes nothing but the log and
 /// `millpond_file_reloads_total{filter,result}`.
 pub struct LiveFile<T>(Arc<Inner<T>>);
 
@@ -38,8 +38,8 @@ struct Seen {
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl<T: Send + Sync + 'static> LiveFile<T> {
-    /// Read it for the first time, when a `filter` is made whose configuration names it by `key`. `parse` is given the text, and the path for what it has to say of
-    /// it: the place, what was found and what was expected.
+    /// Read it for the first time, when a `filter` is made whose configuration names it by `key`. `parse` is given the
+    /// text, and the path for what it has to say of it: the place, what was found and what was expected.
     ///
     /// # Errors
     /// The file cannot be read, or not be understood.

@@ -4,8 +4,8 @@ use http::header::CONTENT_TYPE;
 use pingora_http::ResponseHeader;
 use serde::Deserialize;
 
-/// Media types in a filter's configuration, each `type/subtype`, `type/*`, `*+suffix` or `*`: nginx's `sub_filter_types` and
-/// its like.
+/// Media types in a filter's configuration, each `type/subtype`, `type/*`, `*+suffix` or `*`: nginx's
+/// `sub_filter_types` and its like.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(from = "Vec<String>")]
 pub struct MediaTypes(Vec<String>);
@@ -16,7 +16,8 @@ impl MediaTypes {
         MediaTypes(types.into_iter().map(str::to_ascii_lowercase).collect())
     }
 
-    /// Is the response's `Content-Type` one of them? Its parameters do not matter; only `*` fits a response without one.
+    /// Is the response's `Content-Type` one of them? Its parameters do not matter; only `*` fits a response without
+    /// one.
     pub fn contain(&self, response: &ResponseHeader) -> bool {
         let content_type = response.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
         let media = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();

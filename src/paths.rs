@@ -12,8 +12,8 @@ const UNSAFE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(
 const UNSAFE_IN_QUERY: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>');
 
 /// The path by which a route is chosen, nginx's `$uri`: decoded, with slashes merged and dot segments resolved
-/// (`ngx_http_parse_complex_uri`), so that `/%61dmin` and `//admin` are `/admin`. What is sent upstream stays as it came,
-/// unless the route has a `uri`.
+/// (`ngx_http_parse_complex_uri`), so that `/%61dmin` and `//admin` are `/admin`. What is sent upstream stays as it
+/// came, unless the route has a `uri`.
 ///
 /// # Errors
 /// [`ErrorKind::BadRequest`]: a `%` without two digits, a NUL, or a path that climbs above its root.
@@ -21,8 +21,8 @@ pub fn normalize(path: &[u8]) -> Result<Cow<'_, [u8]>> {
     normal(path).map_err(|what| Error::new(ErrorKind::BadRequest, format!("the request's path: {what}")))
 }
 
-/// Where an internal redirect leads, in a form that can be sent: the path decoded, normal, and encoded again; the query as
-/// it is. nginx's `ngx_http_parse_unsafe_uri`, but for dot segments, which are resolved.
+/// Where an internal redirect leads, in a form that can be sent: the path decoded, normal, and encoded again; the query
+/// as it is. nginx's `ngx_http_parse_unsafe_uri`, but for dot segments, which are resolved.
 ///
 /// # Errors
 /// What is wrong with it, for a message.
@@ -77,8 +77,8 @@ pub fn encode(path: &[u8]) -> String {
     percent_encode(path, UNSAFE).to_string()
 }
 
-/// A request's values where no URL is made of them: keys, and variables of applications. `$uri` is nginx's there, decoded
-/// and normal, so that all that is one path for a route is one key. Bytes that are no UTF-8 stay encoded.
+/// A request's values where no URL is made of them: keys, and variables of applications. `$uri` is nginx's there,
+/// decoded and normal, so that all that is one path for a route is one key. Bytes that are no UTF-8 stay encoded.
 pub(crate) struct Decoded<'a>(pub(crate) &'a dyn Variables);
 
 impl Variables for Decoded<'_> {

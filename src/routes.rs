@@ -24,8 +24,8 @@ impl Service {
         &self.conf.name
     }
 
-    /// The route for a request, and what its `path_regex` captured. A path that cannot be made sense of is refused before
-    /// any of its route is used.
+    /// The route for a request, and what its `path_regex` captured. A path that cannot be made sense of is refused
+    /// before any of its route is used.
     pub(crate) fn find_route(&self, request: &RequestHeader) -> Option<(Arc<Route>, Captures)> {
         let host = headers::without_port(headers::host(request).unwrap_or(""));
         let path = paths::normalize(request.uri.path().as_bytes()).unwrap_or_default();

@@ -50,8 +50,8 @@ impl FilterScope<'_> {
         self.service
     }
 
-    /// A target of subrequests: the upstream `name`, with the settings of the filter's own route (time limits, buffering,
-    /// `uri`, `set_headers`) and none of its filters. Metrics and the log call the route `FILTER:NAME`.
+    /// A target of subrequests: the upstream `name`, with the settings of the filter's own route (time limits,
+    /// buffering, `uri`, `set_headers`) and none of its filters. Metrics and the log call the route `FILTER:NAME`.
     ///
     /// # Errors
     /// There is no such upstream, or the route has wrong settings for its protocol; the text says what was expected.

@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 
 /// One request, from its first filter to its log line.
 ///
-/// It is deliberately not Pingora's session and does not deref to it: a filter cannot write past the chain, and a request
-/// without a client (a subrequest) looks the same.
+/// It is deliberately not Pingora's session and does not deref to it: a filter cannot write past the chain, and a
+/// request without a client (a subrequest) looks the same.
 pub struct Session<'a> {
     client: Option<&'a mut pingora_proxy::Session>,
     /// The request of a session without a client.
@@ -180,8 +180,8 @@ impl<'a> Session<'a> {
     }
 
     /// The request as the client sent it, with the changes that filters made to it. Between an internal redirect
-    /// (`X-Accel-Redirect`, a page of `error_pages`) and the end of the response: the redirect's, a GET (a HEAD stays one)
-    /// without a body for its path, otherwise with the client's headers.
+    /// (`X-Accel-Redirect`, a page of `error_pages`) and the end of the response: the redirect's, a GET (a HEAD stays
+    /// one) without a body for its path, otherwise with the client's headers.
     pub fn request(&self) -> &RequestHeader {
         self.redirected_request().unwrap_or_else(|| self.client_request())
     }
@@ -198,8 +198,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The same, to be changed. Every later attempt, filter and log line sees the change; what a single upstream is to be
-    /// sent is better changed in `upstream_request_filter`. How the client framed its body is settled before.
+    /// The same, to be changed. Every later attempt, filter and log line sees the change; what a single upstream is to
+    /// be sent is better changed in `upstream_request_filter`. How the client framed its body is settled before.
     pub fn request_mut(&mut self) -> &mut RequestHeader {
         let redirected = self.redirects.as_mut().and_then(|redirects| redirects.request_mut());
         match (redirected, &mut self.client, &mut self.own_request) {
@@ -256,9 +256,9 @@ impl<'a> Session<'a> {
         self.client().and_then(|client| client.digest()).is_some_and(|digest| digest.ssl_digest.is_some())
     }
 
-    /// The route whose settings are in force: the one that was chosen for the client's request. Between an internal redirect
-    /// and the end of the response it is the redirect's; in `logging`, and for metrics and the access log, it is the client's
-    /// again.
+    /// The route whose settings are in force: the one that was chosen for the client's request. Between an internal
+    /// redirect and the end of the response it is the redirect's; in `logging`, and for metrics and the access log, it
+    /// is the client's again.
     pub fn route(&self) -> &Route {
         &self.route
     }
@@ -282,7 +282,8 @@ impl<'a> Session<'a> {
         self.started
     }
 
-    /// The request's id: 32 hexadecimal digits, made when first asked for, or what a filter [set](Self::set_request_id).
+    /// The request's id: 32 hexadecimal digits, made when first asked for, or what a filter
+    /// [set](Self::set_request_id).
     pub fn request_id(&self) -> &str {
         self.request_id.get_or_init(new_request_id)
     }
@@ -370,8 +371,8 @@ impl<'a> Session<'a> {
         self.answer.take()
     }
 
-    /// In `body_filter` after this filter's `response_filter` returned `Header::Hold`: the header it holds, to be changed
-    /// until the first byte or the end is emitted. `None` otherwise.
+    /// In `body_filter` after this filter's `response_filter` returned `Header::Hold`: the header it holds, to be
+    /// changed until the first byte or the end is emitted. `None` otherwise.
     pub fn held_header(&mut self) -> Option<&mut ResponseHeader> {
         self.held_header.as_mut()
     }

@@ -199,8 +199,8 @@ impl Template {
         }
     }
 
-    /// The text as the path and query of a request: what cannot be sent is encoded. A capture, which has been decoded, is
-    /// encoded again as one value: in the path it brings no query, in the query no further argument.
+    /// The text as the path and query of a request: what cannot be sent is encoded. A capture, which has been decoded,
+    /// is encoded again as one value: in the path it brings no query, in the query no further argument.
     pub(crate) fn render_target(&self, vars: &dyn Variables) -> String {
         let mut target = String::new();
         for part in &self.parts {

@@ -1,5 +1,5 @@
-//! An answer in CGI's form, as SCGI and uwsgi applications give it, reads the same, whatever it is and in whatever pieces
-//! it arrives.
+//! An answer in CGI's form, as SCGI and uwsgi applications give it, reads the same, whatever it is and in whatever
+//! pieces it arrives.
 //!
 //! `cargo fuzz run cgi_response fuzz/corpus/cgi_response fuzz/seeds/cgi_response`
 

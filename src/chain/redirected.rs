@@ -4,9 +4,9 @@ use super::{Chain, Pass};
 use std::sync::Arc;
 
 impl Pass<'_> {
-    /// The session has been redirected to another route. The filters entered so far stay around it, with their contexts, and
-    /// see the response; the route's own filters stand inside of them and are about to be entered. The service's are not
-    /// among those: every route begins with them.
+    /// The session has been redirected to another route. The filters entered so far stay around it, with their
+    /// contexts, and see the response; the route's own filters stand inside of them and are about to be entered. The
+    /// service's are not among those: every route begins with them.
     pub(crate) fn redirected(&mut self) {
         let route = self.session.route_arc().clone();
         let of_service = self.session.service().no_route.chain.len();

@@ -59,8 +59,8 @@ enum Event {
     Failed(Error),
 }
 
-/// Send `header` and `source` through the response hooks to the client. It ends when the client's connection has accepted
-/// the last byte.
+/// Send `header` and `source` through the response hooks to the client. It ends when the client's connection has
+/// accepted the last byte.
 ///
 /// # Errors
 /// The client left, a filter failed, or the source broke: then all that came before it has gone out, and the connection
@@ -101,8 +101,8 @@ struct Delivery<'a> {
 }
 
 impl Delivery<'_> {
-    /// The header, when no filter holds it. An HTTP/2 message can end with it, but not before the filters have seen that
-    /// there is no body, and added none.
+    /// The header, when no filter holds it. An HTTP/2 message can end with it, but not before the filters have seen
+    /// that there is no body, and added none.
     async fn begin(&mut self, pass: &mut Pass<'_>, header: ResponseHeader, empty: bool) -> Result<()> {
         let mut run = Bufs::from_chunk(Bytes::new(), true);
         if empty && pass.session.client().is_some_and(|client| client.is_http2()) {

@@ -1,7 +1,7 @@
 //! The client's side of a request: reading its body, noticing that it leaves, writing the response.
 //!
-//! Pingora owns the connection; what is here drives Pingora's session so that reading and writing go on beside each other
-//! and beside the upstream, all in the request's own task.
+//! Pingora owns the connection; what is here drives Pingora's session so that reading and writing go on beside each
+//! other and beside the upstream, all in the request's own task.
 
 pub(crate) mod deliver;
 pub(crate) mod tunnel_client;
@@ -83,8 +83,8 @@ impl ClientBody {
         poll_fn(|cx| self.poll_read(cx, session)).await.map(Some)
     }
 
-    /// The next run of the request body. Behind its end, and without a client, always pending, unless the client leaves:
-    /// [`ErrorKind::ClientGone`].
+    /// The next run of the request body. Behind its end, and without a client, always pending, unless the client
+    /// leaves: [`ErrorKind::ClientGone`].
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, session: &mut Session<'_>) -> Poll<Result<Bufs>> {
         if self.done {
             return self.poll_gone(cx, session);

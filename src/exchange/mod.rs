@@ -10,8 +10,9 @@
 //! tunnel           what follows a 101
 //! ```
 //!
-//! An exchange needs no client. Whoever runs it gives a request and its body, and gets a header and a [`Fill`](process_body::Fill) that has to
-//! be polled beside reading the pipe. Each try at a peer is an *attempt*; [`next_upstream`] says when there is another.
+//! An exchange needs no client. Whoever runs it gives a request and its body, and gets a header and a
+//! [`Fill`](process_body::Fill) that has to be polled beside reading the pipe. Each try at a peer is an *attempt*;
+//! [`next_upstream`] says when there is another.
 
 pub(crate) mod connect;
 pub(crate) mod finish;

@@ -54,8 +54,8 @@ impl UpstreamReport {
 }
 
 impl ResponseBody {
-    /// Take over an answered attempt: `is_head` if the client sees no body anyway, `rest` is what is left of the request
-    /// body.
+    /// Take over an answered attempt: `is_head` if the client sees no body anyway, `rest` is what is left of the
+    /// request body.
     pub(super) fn take_over(
         route: &Arc<Route>,
         is_head: bool,
@@ -69,7 +69,8 @@ impl ResponseBody {
         let status = header.status.as_u16();
         let early = wire.take_early();
         if is_head || is_bodiless(header.status) {
-            // Like nginx, which finalizes such a request with its header: a body that is still coming is not waited for.
+            // Like nginx, which finalizes such a request with its header: a body that is still coming is not waited
+            // for.
             return Self::bodiless(header, wire, early);
         }
         let early = match early {

@@ -74,7 +74,8 @@ impl RequestBody {
         }
     }
 
-    /// No further attempt can follow: what is left to send goes with the response, the store is freed when that is sent.
+    /// No further attempt can follow: what is left to send goes with the response, the store is freed when that is
+    /// sent.
     pub(crate) fn hand_over(&mut self) -> RequestBody {
         std::mem::replace(self, RequestBody::None(BodyLength::None))
     }

@@ -49,7 +49,8 @@ pub(super) async fn upstream_request(
     Ok(request)
 }
 
-/// The first requested protocol that the route tunnels goes on; without one, the request is an ordinary one, and `false`.
+/// The first requested protocol that the route tunnels goes on; without one, the request is an ordinary one, and
+/// `false`.
 fn keep_upgrade(
     session: &Session<'_>,
     request: &mut RequestHeader,
@@ -85,8 +86,8 @@ fn set_host(session: &Session<'_>, upstream: &Upstream, peer: &Peer, request: &m
     Ok(())
 }
 
-/// `uri` replaces the matched prefix; with an exact path or a regular expression it replaces the whole path. A path that a
-/// filter has made and that does not begin with the prefix stays, as with nginx's `rewrite … break`.
+/// `uri` replaces the matched prefix; with an exact path or a regular expression it replaces the whole path. A path
+/// that a filter has made and that does not begin with the prefix stays, as with nginx's `rewrite … break`.
 fn set_uri(session: &Session<'_>, request: &mut RequestHeader) -> Result<()> {
     let conf = session.route().conf();
     // In HTTP/2, and in absolute form, the target has more than path and query.

@@ -66,8 +66,8 @@ pub(crate) struct Chosen {
 }
 
 impl Upstream {
-    /// Make the connectors of a group and read its certificates. Peers that the group had `before` keep what is known of
-    /// them, and their connections if these are made in the same way. Nothing changes for them until it
+    /// Make the connectors of a group and read its certificates. Peers that the group had `before` keep what is known
+    /// of them, and their connections if these are made in the same way. Nothing changes for them until it
     /// [begins](Self::begin).
     ///
     /// # Errors
@@ -181,8 +181,8 @@ impl Upstream {
         self.pool.close(&known - &keys(&group, true));
     }
 
-    /// The operator wants this of the peers with that address or name, or of all of them. Says how many these are. What is
-    /// wanted of a name is also wanted of addresses that it gets later.
+    /// The operator wants this of the peers with that address or name, or of all of them. Says how many these are. What
+    /// is wanted of a name is also wanted of addresses that it gets later.
     pub(crate) fn set_state(&self, peer: Option<&str>, state: State) -> usize {
         // No other group is made meanwhile, whose new peers would miss it.
         let addresses = self.addresses.lock();

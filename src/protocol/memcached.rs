@@ -32,8 +32,8 @@ use std::time::{Duration, SystemTime};
 /// What the server allows (`KEY_MAX_LENGTH`). Of a `set` with a longer key it would take the value for commands.
 const LONGEST_KEY: usize = 250;
 
-/// The most that `memcached -I` can be told to take. Of a `set` with a length that is no `int` the server would take the
-/// value for commands.
+/// The most that `memcached -I` can be told to take. Of a `set` with a length that is no `int` the server would take
+/// the value for commands.
 const LARGEST_VALUE: u64 = 1 << 30;
 
 /// What is behind a value.
@@ -46,8 +46,8 @@ const LONGEST_ERROR: usize = 256;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemcachedConf {
-    /// The key to look for. Control characters, spaces and `%` in it are escaped as in a URL, as nginx does. Longer than
-    /// 250 bytes: 414.
+    /// The key to look for. Control characters, spaces and `%` in it are escaped as in a URL, as nginx does. Longer
+    /// than 250 bytes: 414.
     pub key: Template,
     /// The bit of a value's flags, from 0, that says it is compressed. Default: none.
     #[serde(default)]
@@ -91,8 +91,8 @@ impl TryFrom<Time> for Expire {
 }
 
 impl Expire {
-    /// The `exptime` of a value that is put `now`: seconds from then on, but what is longer than 30 days memcached reads
-    /// as seconds since 1970 (`realtime()`), in 32 bits with a sign.
+    /// The `exptime` of a value that is put `now`: seconds from then on, but what is longer than 30 days memcached
+    /// reads as seconds since 1970 (`realtime()`), in 32 bits with a sign.
     fn exptime(self, now: SystemTime) -> u64 {
         const LONGEST_RELATIVE: u64 = 30 * 24 * 60 * 60;
         let seconds = self.0.as_secs();
@@ -282,8 +282,8 @@ fn without_body(status: u16) -> Result<ResponseHeader> {
     Ok(header)
 }
 
-/// What a client can bring about with a value says nothing about the peer, which must not rest for it: that is a status of
-/// its own.
+/// What a client can bring about with a value says nothing about the peer, which must not rest for it: that is a status
+/// of its own.
 fn refused(status: u16, line: &[u8]) -> Result<ResponseHeader> {
     log::warn!("memcached refused a value, the client gets {status}: {}", shown(line));
     without_body(status)

@@ -10,12 +10,14 @@
 //! | 204 | `OK` to `SET`, a number above 0 to `DEL` |
 //! | 404 | the null bulk string, 0 to `DEL` |
 //! | 403, 409, 507 | `NOPERM`, `WRONGTYPE`, `OOM`: about this key, the server is well |
-//! | 502 (`next_upstream`: `error`) | `LOADING`, `MASTERDOWN`, `CLUSTERDOWN`, `READONLY`, `BUSY`, `MISCONF`, too many clients |
+//! | 502 (`next_upstream`: `error`) | `LOADING`, `MASTERDOWN`, `CLUSTERDOWN`, `READONLY`, `BUSY`, `MISCONF`, too many
+//! clients |
 //! | 502 (`next_upstream`: `invalid_header`) | any other error, and what is no answer to the command |
 //! | a broken message | what is behind the value is not its end |
 //!
-//! Keys and values go over as counted strings: no byte in them can be a command. A new connection is told user, password
-//! and database first, and no command goes out before that was accepted: it would be carried out in another database.
+//! Keys and values go over as counted strings: no byte in them can be a command. A new connection is told user,
+//! password and database first, and no command goes out before that was accepted: it would be carried out in another
+//! database.
 
 use super::counted::Counted;
 use super::{BodyLength, Codec, Input, Parsed, Protocol, Request};
@@ -279,8 +281,8 @@ impl Command {
         Ok(header)
     }
 
-    /// An error in place of a reply. What a client can bring about with a key or a value says nothing about the peer, which
-    /// must not rest for it: that is a status of its own.
+    /// An error in place of a reply. What a client can bring about with a key or a value says nothing about the peer,
+    /// which must not rest for it: that is a status of its own.
     fn refused(&self, text: &[u8]) -> Result<ResponseHeader> {
         let status = match code(text) {
             b"NOPERM" => 403,

@@ -17,7 +17,8 @@ pub enum BodyLength {
     Unknown,
 }
 
-/// What [`Codec::create_request`](super::Codec::create_request) is told: the request as it is to be sent, and whose it is.
+/// What [`Codec::create_request`](super::Codec::create_request) is told: the request as it is to be sent, and whose it
+/// is.
 pub struct Request<'a> {
     header: &'a RequestHeader,
     body: BodyLength,
@@ -26,8 +27,8 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// For tests of codecs: a request on a connection that will not be kept. Where no template needs a value, `&()` will
-    /// do for `variables`.
+    /// For tests of codecs: a request on a connection that will not be kept. Where no template needs a value, `&()`
+    /// will do for `variables`.
     pub fn new(header: &'a RequestHeader, body: BodyLength, variables: &'a dyn Variables) -> Self {
         Request { header, body, variables: Decoded(variables), keepalive: false }
     }

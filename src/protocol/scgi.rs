@@ -4,7 +4,8 @@
 //! |---|---|
 //! | the request | a netstring of the variables of CGI/1.1, `CONTENT_LENGTH` and `SCGI` in front |
 //! | its body, read whole first if its length is not known | the bytes behind that |
-//! | the response header | a CGI header block or one of HTTP: the status is its status line's, that of `Status`, 302 with a `Location`, else 200 |
+//! | the response header | a CGI header block or one of HTTP: the status is its status line's, that of `Status`, 302
+//! with a `Location`, else 200 |
 //! | the response body | the bytes behind that, until `Content-Length`, or the end of the connection |
 //! | 502 (`next_upstream`: `invalid_header`) | what is no header |
 //! | a broken message | the connection ends before `Content-Length` |

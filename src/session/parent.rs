@@ -1,5 +1,5 @@
-//! What subrequests have to do with sessions: what a child knows of its parent, and a filter that has more to say than it was
-//! given.
+//! What subrequests have to do with sessions: what a child knows of its parent, and a filter that has more to say than
+//! it was given.
 
 use super::Session;
 use crate::client::poll_left;
@@ -45,8 +45,8 @@ pub(crate) struct Parent {
 }
 
 impl Parent {
-    /// Is it for the subrequests of a subrequest? Each would be polled by the one around it, and until its header is there that
-    /// takes more of the stack than ten levels have.
+    /// Is it for the subrequests of a subrequest? Each would be polled by the one around it, and until its header is
+    /// there that takes more of the stack than ten levels have.
     pub(crate) fn is_nested(&self) -> bool {
         self.depth > 1
     }
@@ -105,13 +105,13 @@ impl Session<'_> {
     }
 
     /// A request of a filter's own to another route of the service, or to an upstream. It is sent by
-    /// [`Subrequest::send`] or [`Subrequest::spawn`]; what this gives is free of the session, so that several can run at
-    /// once. It is served for the same client (`$remote_addr`, `$request_uri` and `$request_id` are this request's), by its
-    /// route's own filters: the service's stand around this request already.
+    /// [`Subrequest::send`] or [`Subrequest::spawn`]; what this gives is free of the session, so that several can run
+    /// at once. It is served for the same client (`$remote_addr`, `$request_uri` and `$request_id` are this request's),
+    /// by its route's own filters: the service's stand around this request already.
     ///
     /// # Errors
-    /// Its target cannot be sent, no route is there for it, subrequests are nested more than 10 deep, or the client's request
-    /// has started 1,000 of them.
+    /// Its target cannot be sent, no route is there for it, subrequests are nested more than 10 deep, or the client's
+    /// request has started 1,000 of them.
     pub fn subrequest(&self, mut request: RequestHeader, target: &Target) -> Result<Subrequest> {
         headers::check_target(&request)?;
         // There is nobody to talk to behind a switch of protocols.
@@ -168,16 +168,17 @@ impl Session<'_> {
         }
     }
 
-    /// An empty store for a body, with the memory that the route grants request bodies (`client_body_buffer_size`) and a
-    /// temporary file for the rest.
+    /// An empty store for a body, with the memory that the route grants request bodies (`client_body_buffer_size`) and
+    /// a temporary file for the rest.
     pub fn spool(&self) -> Spool {
         let memory = usize::try_from(self.route.conf.client_body_buffer_size).unwrap_or(usize::MAX);
         Spool::new(memory, &self.limits)
     }
 
-    /// In `body_filter`, by a filter that has more to say than this run: call it again, with an empty run, when the client
-    /// has taken this one. Until then no more of the response is read; the end of the body waits for it too. In
-    /// `response_filter`, by one that has something to say before the body: call its `body_filter` first with an empty run.
+    /// In `body_filter`, by a filter that has more to say than this run: call it again, with an empty run, when the
+    /// client has taken this one. Until then no more of the response is read; the end of the body waits for it too. In
+    /// `response_filter`, by one that has something to say before the body: call its `body_filter` first with an empty
+    /// run.
     pub fn resume_body(&mut self) {
         self.resume = Some(Resume::Now);
     }

@@ -310,8 +310,8 @@ async fn many_clients_that_do_not_read_hold_no_server() {
     eventually("the temporary files are gone", async || proxy.temp_files().is_empty().then_some(())).await;
 }
 
-/// Each client asks for four, one behind the other. The kernel may take such a value whole: that the response's own buffers
-/// would do is shown above.
+/// Each client asks for four, one behind the other. The kernel may take such a value whole: that the response's own
+/// buffers would do is shown above.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_values_go_to_slow_clients() {
     const CLIENTS: u64 = 250;

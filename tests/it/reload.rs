@@ -347,7 +347,8 @@ async fn a_hundred_reloads_under_load_fail_no_request_and_leak_nothing() {
         }
         growth.push(proxy.memory().saturating_sub(memory));
     }
-    // A connection to the admin listener, or to the proxy, may just be on its way out, and one to the origin in the making.
+    // A connection to the admin listener, or to the proxy, may just be on its way out, and one to the origin in the
+    // making.
     let fds_now = async || Some(proxy.fds()).filter(|now| *now <= fds + CLIENTS);
     eventually("no more descriptors than before", fds_now).await;
     assert!(threads(&proxy) <= threads_before + 1, "{} threads, {threads_before} before", threads(&proxy));

@@ -4,16 +4,18 @@
 //! |---|---|
 //! | the request | `FCGI_BEGIN_REQUEST` (responder), the variables of CGI/1.1 in `FCGI_PARAMS` |
 //! | its body | `FCGI_STDIN`, as it comes |
-//! | the response header | the CGI header block at the start of `FCGI_STDOUT`: `Status`, else 302 with a `Location`, else 200 |
+//! | the response header | the CGI header block at the start of `FCGI_STDOUT`: `Status`, else 302 with a `Location`,
+//! else 200 |
 //! | the response body | the rest of `FCGI_STDOUT`, until `FCGI_END_REQUEST` |
 //! | a line in the log | `FCGI_STDERR` |
 //! | 502 (`next_upstream`: `invalid_header`) | no FastCGI, or the end of the request in front of the header |
 //! | 502 (`next_upstream`: `error`) | `FCGI_OVERLOADED`, and what else says that the request was refused |
-//! | a broken message | the connection ends without `FCGI_END_REQUEST`, and neither the output nor its `Content-Length` was complete |
+//! | a broken message | the connection ends without `FCGI_END_REQUEST`, and neither the output nor its `Content-Length`
+//! was complete |
 //! | the client leaves | `FCGI_ABORT_REQUEST`, and the connection is closed |
 //!
-//! As nginx's `fastcgi_pass`, but for: buffering goes on while the body is uploaded, and an application that dies in the
-//! middle of its answer is a broken message, also where connections are not kept.
+//! As nginx's `fastcgi_pass`, but for: buffering goes on while the body is uploaded, and an application that dies in
+//! the middle of its answer is a broken message, also where connections are not kept.
 
 mod record;
 mod stderr;
@@ -34,14 +36,14 @@ use stderr::Stderr;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FastCgiConf {
-    /// The folder of the scripts, as the application sees it: `DOCUMENT_ROOT`. Default: none, the application is the only
-    /// script, and all of the path is its `PATH_INFO`.
+    /// The folder of the scripts, as the application sees it: `DOCUMENT_ROOT`. Default: none, the application is the
+    /// only script, and all of the path is its `PATH_INFO`.
     root: Option<Root>,
     /// The script for a path that ends with a slash. Default: `index.php`.
     index: Option<Index>,
-    /// A regular expression with two groups: what of the path is the script, and what its `PATH_INFO`. Default: the script
-    /// is the first segment with `index`'s extension, a path without one is not found, nor is a script behind what looks
-    /// like a file.
+    /// A regular expression with two groups: what of the path is the script, and what its `PATH_INFO`. Default: the
+    /// script is the first segment with `index`'s extension, a path without one is not found, nor is a script behind
+    /// what looks like a file.
     split_path_info: Option<Split>,
     /// Variables that are added, or replace the usual ones; an empty value removes.
     #[serde(default)]
@@ -236,8 +238,8 @@ fn content_length(header: &ResponseHeader) -> Option<u64> {
     parse_content_length(header.headers.get(CONTENT_LENGTH)?.as_bytes())
 }
 
-/// A protocol status (specification 5.5): the request has not been served, another peer may do better. For nginx that is
-/// an `invalid_header`, as is any end of the request in front of the header.
+/// A protocol status (specification 5.5): the request has not been served, another peer may do better. For nginx that
+/// is an `invalid_header`, as is any end of the request in front of the header.
 fn refused(status: u8) -> Error {
     let name = match status {
         1 => "FCGI_CANT_MPX_CONN",

@@ -412,7 +412,8 @@ impl Process {
     }
 }
 
-/// Does this very process listen there? Another test's may, if it took the port first; Pingora would try again and again.
+/// Does this very process listen there? Another test's may, if it took the port first; Pingora would try again and
+/// again.
 fn listens(pid: u32, port: u16) -> bool {
     // Java listens on IPv6 sockets for IPv4 addresses too.
     let tables =

@@ -1,5 +1,5 @@
-//! Real servers as origins, each on a free port with its files in a private folder: Apache, nginx and Tomcat, which speak
-//! HTTP; memcached, Redis, PHP-FPM and uWSGI, which do not.
+//! Real servers as origins, each on a free port with its files in a private folder: Apache, nginx and Tomcat, which
+//! speak HTTP; memcached, Redis, PHP-FPM and uWSGI, which do not.
 
 use super::proxy::Process;
 use super::{Client, eventually};
