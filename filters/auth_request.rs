@@ -13,8 +13,8 @@
 //! also where the answer has none: a client cannot name itself. `copy_to_client` adds headers of the answer to the
 //! response.
 //!
-//! As in nginx, subrequests and internal redirects are not asked for again. `$request_uri` and `$request_method` of the
-//! other route are the client's: `set_headers: { X-Original-URI: $request_uri }`.
+//! For subrequests nobody is asked, as in nginx; an internal redirect to a route with this filter is asked for anew.
+//! `$request_uri` and `$request_method` of the other route are the client's: `set_headers: { X-Original-URI: $request_uri }`.
 
 use millpond::prelude::*;
 use serde::Deserialize;

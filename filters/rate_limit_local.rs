@@ -128,7 +128,9 @@ impl Table {
 /// The table of a zone, which lives as long as a filter has it. As in nginx a zone has one rate: its buckets are times,
 /// and what one rate makes an hour of is no hour at another.
 pub(super) fn zone(name: &str, limit: Limit, max_keys: usize) -> Arc<Table> {
-    static ZONES: Lazy<Mutex<HashMap<(String, u64), Weak<Table>>>> = Lazy::new(Mutex::default);
+    /// By name and interval.
+    type Zones = HashMap<(String, u64), Weak<Table>>;
+    static ZONES: Lazy<Mutex<Zones>> = Lazy::new(Mutex::default);
     let zone = (name.to_owned(), limit.interval);
     let mut zones = ZONES.lock();
     zones.retain(|_, table| table.strong_count() > 0);
