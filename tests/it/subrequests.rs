@@ -629,3 +629,27 @@ async fn a_mirror_of_the_service_copies_the_requests_of_every_route() {
         other.wait("the copy", |seen| seen.requests.iter().any(|request| request.target == sent)).await;
     }
 }
+
+/// As in nginx, where a redirect comes by the access phase again.
+#[tokio::test]
+async fn an_internal_redirect_is_asked_for_by_the_route_it_leads_to() {
+    let app = Origin::http(|request| match request.target.as_str() {
+        "/a" => "HTTP/1.1 200 OK\r\nX-Accel-Redirect: /files/a\r\nContent-Length: 0\r\n\r\n".into(),
+        target => reply(200, target),
+    })
+    .await;
+    let other =
+        Origin::http(|request| reply(if request.header("cookie") == Some("good") { 200 } else { 403 }, "")).await;
+    let proxy = Proxy::to(&app)
+        .top(json!({ "upstreams": { "other": { "servers": [other.address()] } } }))
+        .routes(json!([
+            { "upstream": "app" },
+            { "match": { "path": "/files" }, "internal": true, "upstream": "app", "filters": [auth()] },
+            { "match": { "path": "/other" }, "internal": true, "upstream": "other" },
+        ]))
+        .start()
+        .await;
+    let mut client = proxy.connect().await;
+    assert_eq!(client.request("GET", "/a", "Cookie: good\r\n").await.text(), "/files/a");
+    assert_eq!(client.request("GET", "/a", "Cookie: bad\r\n").await.status, 403);
+}
