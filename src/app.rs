@@ -256,8 +256,9 @@ impl Millpond {
     }
 
     fn service(&self, conf: &conf::Service, site: &Site<'_>, errors: &mut Vec<ConfError>) -> Service {
-        let first = &conf.routes[0];
-        let outer = self.filters(&conf.filters, (&conf.name, first), site, errors);
+        // Not its `uri`, which is about its own path.
+        let first = conf::Route { uri: None, ..conf.routes[0].clone() };
+        let outer = self.filters(&conf.filters, (&conf.name, &first), site, errors);
         let mut routes = Vec::with_capacity(conf.routes.len());
         for route in &conf.routes {
             let own = self.filters(&route.filters, (&conf.name, route), site, errors);

@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub struct FilterScope<'a> {
     pub(crate) filter: &'a str,
     pub(crate) service: &'a str,
-    /// The route it stands in; a filter of the service has the settings of the service's first route.
+    /// The route it stands in; a filter of the service has the settings of the service's first route, but for its `uri`.
     pub(crate) route: &'a conf::Route,
     pub(crate) site: &'a Site<'a>,
 }
